@@ -1,0 +1,108 @@
+"""``gsrecon``: the methods on single files, without BIDS.
+
+Every subcommand is one module with ``SUMMARY``, ``add_arguments(parser)`` and ``run(args) -> str`` (the
+verdict line). These modules import nothing heavy at import, so that ``--help`` answers at once. A new method
+is a new module and a line in ``SUBCOMMANDS``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+from bids_gsrecon import __version__
+from bids_gsrecon.errors import InputError
+
+SUBCOMMANDS = {
+    'harmonize': 'bids_gsrecon.cli.direct_harmonize',
+    'sample': 'bids_gsrecon.cli.direct_sample',
+    'simulate': 'bids_gsrecon.cli.direct_simulate',
+    'evaluate': 'bids_gsrecon.cli.direct_evaluate',
+    'demo': 'bids_gsrecon.cli.direct_demo',
+}
+
+EXIT_OK, EXIT_FAILED, EXIT_ARGUMENTS = 0, 1, 2
+
+EPILOG = """\
+A first try, in three commands:
+  gsrecon demo demo
+  gsrecon harmonize demo/sub-01/anat/sub-01_T1w.nii.gz demo/sub-01/anat/sub-01_T2w.nii.gz -o result
+  gsrecon evaluate result/sub-01_T2w.nii.gz
+  demo/derivatives/truth/sub-01/anat/sub-01_space-T1w_desc-truth_T2w.nii.gz
+
+Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
+Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.
+"""
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line of ``gsrecon`` (also read by the documentation)."""
+    parser = argparse.ArgumentParser(
+        prog='gsrecon',
+        description='MRI reconstruction with explicit Gaussians, on single NIfTI files.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--version', action='version', version=f'gsrecon {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, module_name in SUBCOMMANDS.items():
+        module = importlib.import_module(module_name)
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.add_argument(
+            '-v',
+            '--verbose',
+            action='store_true',
+            default=argparse.SUPPRESS,
+            help='show the traceback of an error',
+        )
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv=None) -> int:
+    """Entry point; returns the exit code."""
+    args = get_parser().parse_args(argv)
+    verbose = getattr(args, 'verbose', False)
+    _limit_threads(getattr(args, 'threads', None))
+    try:
+        verdict = args.run(args)
+    except InputError as error:
+        return _fail(args.command, str(error), EXIT_ARGUMENTS, verbose)
+    except KeyboardInterrupt:
+        return _fail(args.command, 'interrupted; nothing was half-written.', EXIT_FAILED, False)
+    except MemoryError as error:
+        remedy = 'out of memory: crop the images, give a mask, or use a coarser --resolution.'
+        return _fail(args.command, f'{remedy} ({error})' if str(error) else remedy, EXIT_FAILED, verbose)
+    except Exception as error:
+        message = f'{type(error).__name__}: {error} (run again with -v for the traceback and report it).'
+        return _fail(args.command, message, EXIT_FAILED, verbose)
+    if verdict:
+        print(verdict)
+    return EXIT_OK
+
+
+def _fail(command: str, message: str, code: int, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exc()
+    print(f'gsrecon {command}: error: {" ".join(message.split())}', file=sys.stderr)
+    return code
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Set the thread counts of the numerical libraries, before any of them is imported."""
+    if threads:
+        for name in ('OMP_NUM_THREADS', 'NUMBA_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'):
+            os.environ[name] = str(threads)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

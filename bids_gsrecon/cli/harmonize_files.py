@@ -1,0 +1,263 @@
+"""Files in and out of ``gsrecon harmonize``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_gsrecon.cli.arguments import image_stem, output_folder, refuse_overwrite
+from bids_gsrecon.cli.grids import load_lattice
+from bids_gsrecon.cli.resources import available_memory_gb
+from bids_gsrecon.errors import InputError
+from bids_gsrecon.fields.gaussians import GaussianField
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.profile import SliceProfile
+from bids_gsrecon.imaging.support import find_support
+from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Target
+
+MIN_OVERLAP = 0.02  # of the mask that a target must see
+
+
+@dataclass(frozen=True, eq=False)
+class HarmonizeInputs:
+    """Everything `harmonize` takes, and how it was found."""
+
+    reference: Volume
+    targets: list[Target]
+    mask: np.ndarray
+    mask_source: str
+    scaffold: GaussianField | None
+    lattice: Lattice
+    options: HarmonizeOptions
+
+
+def read_inputs(args) -> HarmonizeInputs:
+    """Read and check every input of ``gsrecon harmonize``, the output folder included.
+
+    Raises
+    ------
+    InputError
+        Any input that cannot be used: file, why, remedy.
+    """
+    from bids_gsrecon.recon.harmonize import check_reference
+
+    names = [Path(path).name for path in args.targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f'two targets are named {name} and would overwrite each other: run them one by one.'
+            )
+    outdir = Path(args.output)
+    if outdir.is_file() or outdir.name.endswith(('.nii', '.nii.gz')):
+        raise InputError(f'{outdir} is not a folder: give the folder that the results go to.')
+    for name in names:
+        refuse_overwrite(outdir / name, args.reference, *args.targets)
+    reference = load_volume(args.reference)
+    try:
+        check_reference(reference)
+    except ValueError as error:
+        raise InputError(f'{args.reference} cannot be the reference: {str(error).rstrip(".")}.') from error
+    if args.mask:
+        mask, mask_source = load_mask(args.mask, reference.lattice), 'given'
+    else:
+        mask, mask_source = find_support(reference)
+    options = HarmonizeOptions(
+        relax_geometry=args.relax_geometry,
+        refine_pose=not args.no_refine_pose,
+        n_threads=args.threads or 0,
+    )
+    volumes = [_load_target(path, args) for path in args.targets]
+    scaffold = _load_scaffold(args.scaffold, reference) if args.scaffold else None
+    lattice = _output_lattice(args, reference)
+    output_folder(outdir)
+    targets = []
+    for path, (volume, profile) in zip(args.targets, volumes):
+        motion = _pose(path, volume, reference, mask, args)
+        _check_overlap(path, volume, reference, mask, motion)
+        targets.append(Target(image_stem(path), volume, profile, motion))
+    _check_memory(reference, targets, options)
+    return HarmonizeInputs(reference, targets, mask, mask_source, scaffold, lattice, options)
+
+
+def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
+    """Write every output; they appear in the folder only when all of them are complete.
+
+    Returns
+    -------
+    list of Path
+        The harmonized images.
+    """
+    outdir = Path(args.output)
+    reference_stem = image_stem(args.reference)
+    affine = result.lattice.affine
+    staging = None
+    try:
+        staging = Path(tempfile.mkdtemp(prefix='.tmp-', dir=outdir))
+        images = []
+        for path, contrast in zip(args.targets, result.contrasts):
+            stem, target = image_stem(path), next(t for t in inputs.targets if t.name == contrast.name)
+            images.append(save_volume(staging / _image_name(path), contrast.image, affine).name)
+            if contrast.uncertainty is not None:
+                save_volume(staging / f'{stem}_uncertainty.nii.gz', contrast.uncertainty, affine)
+            save_volume(staging / f'{stem}_residual.nii.gz', contrast.residual, target.volume.affine)
+            if not np.allclose(contrast.target_to_reference, np.eye(4), atol=1e-9):
+                from bids_gsrecon.interfaces.registration import save_itk_transform
+
+                save_itk_transform(staging / f'{stem}_to-reference.txt', contrast.target_to_reference)
+            if args.save_field:
+                _save_field(staging / f'{stem}_field.h5', contrast.layers, result)
+            _save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
+        save_volume(staging / f'{reference_stem}_mask.nii.gz', result.mask, affine, dtype=np.uint8)
+        _save_field(staging / f'{reference_stem}_scaffold.h5', [result.scaffold], result)
+        for item in sorted(staging.iterdir()):
+            os.replace(item, outdir / item.name)
+    except OSError as error:
+        raise InputError(
+            f'{outdir} cannot be written ({error.strerror}): free space or choose another.'
+        ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+    return [outdir / name for name in images]
+
+
+def _load_target(path, args) -> tuple[Volume, SliceProfile]:
+    volume = load_volume(path)
+    shape, sizes = np.array(volume.data.shape), volume.lattice.voxel_sizes_mm
+    axis = args.slice_axis
+    if axis is None:
+        # Of equally coarse axes, the one with the fewest voxels is that of the slices.
+        coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
+        axis = int(coarse[np.argmin(shape[coarse])])
+    if shape.min() < 2:
+        raise InputError(f'{path} is a single slice {tuple(shape.tolist())}: give the whole stack.')
+    spacing = float(sizes[axis])
+    thickness = args.thickness or _sidecar_thickness(path, spacing) or spacing
+    return volume, SliceProfile(args.profile, thickness, axis)
+
+
+def _sidecar_thickness(path, spacing_mm: float) -> float | None:
+    """``SliceThickness`` of the .json beside an image, where there is one and it is credible."""
+    sidecar = Path(path).with_name(image_stem(path) + '.json')
+    try:
+        value = float(json.loads(sidecar.read_text())['SliceThickness'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if 0.2 * spacing_mm <= value <= 3 * spacing_mm:
+        return value
+    print(
+        f'gsrecon harmonize: warning: SliceThickness {value:g} of {sidecar} does not fit slices every '
+        f'{spacing_mm:g} mm: using {spacing_mm:g} mm.',
+        file=sys.stderr,
+    )
+    return None
+
+
+def _pose(path, volume: Volume, reference: Volume, mask: np.ndarray, args) -> np.ndarray:
+    if args.register == 'header':
+        return np.eye(4)
+    from bids_gsrecon.interfaces.registration import register_rigid
+
+    found = register_rigid(
+        reference,
+        volume,
+        fixed_mask=mask,
+        seed=args.random_seed,
+        n_threads=args.threads or os.cpu_count() or 1,
+    )
+    return found.moving_to_fixed
+
+
+def _check_overlap(path, volume: Volume, reference: Volume, mask: np.ndarray, target_to_reference) -> None:
+    """The target sees some of the mask."""
+    points = reference.lattice.to_world(np.argwhere(mask)[:: max(int(mask.sum()) // 20000, 1)])
+    inverse = np.linalg.inv(target_to_reference)
+    index = volume.lattice.to_index(points @ inverse[:3, :3].T + inverse[:3, 3])
+    seen = ((index >= -0.5) & (index <= np.array(volume.data.shape) - 0.5)).all(1).mean()
+    if seen < MIN_OVERLAP:
+        how = 'their headers' if np.allclose(inverse, np.eye(4)) else 'the registration'
+        raise InputError(
+            f'{path} does not overlap the reference: by {how} it shows {100 * seen:.1f} % of it; '
+            'check the headers, or try --register rigid.'
+        )
+
+
+def _output_lattice(args, reference: Volume) -> Lattice:
+    if args.like:
+        return load_lattice(args.like)
+    if args.resolution:
+        return reference.lattice.resampled(args.resolution)
+    return reference.lattice
+
+
+def _load_scaffold(path, reference: Volume) -> GaussianField:
+    from bids_gsrecon.fields.io import load_field
+
+    if not Path(path).exists():
+        raise InputError(f'{path} does not exist: check the path.')
+    layers, _ = load_field(path)
+    scaffold = layers[0]
+    inside = reference.lattice.to_index(scaffold.means_mm)
+    share = ((inside >= -3) & (inside <= np.array(reference.data.shape) + 2)).all(1).mean()
+    if share < 0.5:
+        raise InputError(f'{path} was learned on another head or position: leave it out to learn it again.')
+    return scaffold
+
+
+def _check_memory(reference: Volume, targets, options) -> None:
+    from bids_gsrecon.recon.harmonize import estimate_memory_gb
+
+    need = estimate_memory_gb(reference.data.shape, [t.volume.data.shape for t in targets], options)
+    have = available_memory_gb()
+    if need > have:
+        print(
+            f'gsrecon harmonize: warning: needs about {need:.1f} GB of memory, has {have:.1f} GB: a '
+            ' --mask or a cropped reference needs less.',
+            file=sys.stderr,
+        )
+
+
+def _image_name(path) -> str:
+    name = Path(path).name
+    return name if name.endswith(('.nii', '.nii.gz')) else f'{image_stem(path)}.nii.gz'
+
+
+def _save_field(path: Path, layers, result) -> None:
+    from bids_gsrecon.fields.io import save_field
+
+    lattice = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': result.lattice.affine.tolist()}
+    save_field(path, layers, lattice)
+
+
+def _sidecar(args, inputs, result, contrast, target, path) -> dict:
+    from bids_gsrecon import __version__
+
+    return {
+        'Description': 'Thick-slice image brought onto another grid by a field of Gaussians (AtlasGS)',
+        'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
+        'Reference': str(args.reference),
+        'Target': str(path),
+        'Mask': inputs.mask_source,
+        'SliceAxis': target.profile.axis,
+        'SliceProfile': target.profile.kind,
+        'SliceThickness': target.profile.thickness_mm,
+        'Registration': args.register,
+        'TargetToReferenceRAS': np.asarray(contrast.target_to_reference, dtype=float).tolist(),
+        'RandomSeed': args.random_seed,
+        'Options': asdict(inputs.options),
+        'FiguresOfMerit': {k: float(v) for k, v in contrast.figures.items()},
+        'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
+        'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
+    }
+
+
+def _save_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n')

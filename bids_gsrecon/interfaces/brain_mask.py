@@ -1,0 +1,240 @@
+"""Where the brain is: taken from a skull-stripped image, or from a template moved onto the head by ANTs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_gsrecon.imaging.foreground import (
+    background_value,
+    dilated,
+    eroded,
+    foreground_threshold,
+    largest_component,
+    skull_stripped_support,
+    volume_litres,
+)
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.mutual_information import MutualInformation, box_downsampled, rigid_from_parameters
+from bids_gsrecon.interfaces.ants_bridge import ants_registration, ants_scratch, import_ants, pointer, to_ants
+from bids_gsrecon.interfaces.bias_field import correct_bias_field
+from bids_gsrecon.interfaces.io import load_mask, load_volume
+
+WORKING_MM = 2.0
+OPENING_MM = 3.0
+# A field of view that cannot hold a head: no template is fitted there.
+MIN_HEAD_MM = 110.0
+PLAUSIBLE_LITRES = (0.3, 2.3)
+MIN_TEMPLATE_NMI = 1.03
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A T1w template with its brain mask on the same grid."""
+
+    image: Volume
+    mask: np.ndarray
+    name: str
+
+
+def find_brain_mask(
+    volume: Volume, *, template: str | Path = 'auto', seed: int = 0, n_threads: int = 1
+) -> tuple[np.ndarray, str]:
+    """Brain mask of a head or of a skull-stripped brain, of any contrast.
+
+    Parameters
+    ----------
+    volume
+        The image; thick slices are fine.
+    template
+        ``auto`` (MNI152 as shipped inside nilearn, no network needed) or a T1w template file with its
+        mask beside it (``*_T1w.nii.gz`` and ``*_desc-brain_mask.nii.gz``), for instance TemplateFlow's.
+    seed
+        Seed of the registration's sampling.
+    n_threads
+        Kept for symmetry with the workflow: ANTs always runs on one thread, so that results repeat.
+
+    Returns
+    -------
+    mask : (i, j, k) bool
+    how : one sentence for the report.
+
+    Raises
+    ------
+    ValueError
+        No brain could be found (nothing human-sized, or a result that cannot be a brain).
+    """
+    support = skull_stripped_support(volume)
+    if support is not None:
+        litres = volume_litres(support, volume.lattice)
+        return support, f'support of the skull-stripped image ({litres:.2f} L), holes filled'
+    extent = np.array(volume.data.shape) * volume.lattice.voxel_sizes_mm
+    if np.sort(extent)[1] < MIN_HEAD_MM:
+        return _crop_support(volume)
+    mask, how = _template_mask(volume, load_template(template), seed)
+    litres = volume_litres(mask, volume.lattice)
+    if not PLAUSIBLE_LITRES[0] <= litres <= PLAUSIBLE_LITRES[1]:
+        raise ValueError(
+            f'no brain was found in it (the best candidate has {litres:.2f} L): give a brain mask through '
+            '--derivatives'
+        )
+    return mask, f'{how} ({litres:.2f} L)'
+
+
+def _crop_support(volume: Volume) -> tuple[np.ndarray, str]:
+    """A field of view smaller than a head (a crop): everything that is not background."""
+    value = background_value(volume.data)
+    occupied = (
+        volume.data > value if np.mean(volume.data == value) > 0.01 else np.ones(volume.data.shape, bool)
+    )
+    mask = ndimage.binary_fill_holes(largest_component(occupied))
+    if mask.sum() < 100:
+        raise ValueError('it holds no brain (nearly all of it is background): check the image')
+    return mask, 'field of view smaller than a head: everything but the background'
+
+
+def load_template(template: str | Path = 'auto') -> Template:
+    """The template's image and mask on a 2 mm grid.
+
+    Raises
+    ------
+    InputError, ValueError
+        A file is missing or unreadable.
+    """
+    if str(template) == 'auto':
+        from nilearn import datasets
+
+        image = datasets.load_mni152_template(resolution=2)
+        mask = datasets.load_mni152_brain_mask(resolution=2, threshold=0.2)
+        volume = Volume.from_affine(image.get_fdata(dtype=np.float32), image.affine)
+        return Template(volume, np.asarray(mask.dataobj) > 0, 'MNI152NLin2009 (nilearn)')
+    path = Path(template)
+    volume = load_volume(path)
+    mask_path = Path(str(path).replace('_T1w.nii', '_desc-brain_mask.nii'))
+    if mask_path == path:
+        raise ValueError(f'{path} is not named *_T1w.nii.gz: the brain mask beside it cannot be found')
+    brain = load_mask(mask_path, volume.lattice)
+    small = box_downsampled(volume, WORKING_MM)
+    share = box_downsampled(Volume(brain, volume.lattice), WORKING_MM)
+    return Template(
+        Volume(np.where(share.data > 0.5, small.data, 0), small.lattice), share.data > 0.5, path.name
+    )
+
+
+def _template_mask(volume: Volume, template: Template, seed: int) -> tuple[np.ndarray, str]:
+    head = _working_copy(volume, seed)
+    affine, score = _affine_start(head, template)
+    if score < MIN_TEMPLATE_NMI:
+        raise ValueError(
+            f'no brain was recognised in it (mutual information with the template {score:.3f}): give a brain '
+            'mask through --derivatives'
+        )
+    probability = _warped_probability(head, template, affine, seed)
+    mask = _refined(head, probability)
+    matrix = head.lattice.world_to_voxel @ volume.affine
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 0.7)
+    full = ndimage.affine_transform(soft, matrix[:3, :3], matrix[:3, 3], volume.data.shape, order=1) > 0.5
+    if not full.any():
+        raise ValueError('no brain was found in it: give a brain mask through --derivatives')
+    return largest_component(full), f'{template.name} moved onto the head by ANTs (affine, SyN), then refined'
+
+
+def _working_copy(volume: Volume, seed: int) -> Volume:
+    """Bias-corrected copy on an isotropic 2 mm grid, intensities clipped."""
+    small = box_downsampled(volume, WORKING_MM)
+    small = correct_bias_field(small, seed=seed, iterations=(30, 20))
+    lattice = small.lattice.resampled(WORKING_MM)
+    matrix = small.lattice.world_to_voxel @ lattice.affine
+    data = ndimage.affine_transform(
+        small.data, matrix[:3, :3], matrix[:3, 3], lattice.shape, order=1, mode='nearest'
+    )
+    high = np.percentile(data[data > foreground_threshold(data)], 99.0)
+    return Volume(np.clip(data, 0, high), lattice)
+
+
+def _affine_start(head: Volume, template: Template) -> tuple[np.ndarray, float]:
+    """Template world to head world (4x4): rigid multi-start on NMI inside the brain, then three scales."""
+    inside = dilated(template.mask, template.image.lattice, 3.0)
+    metric = MutualInformation(head, template.image, 4.0, moving_mask=inside, max_samples=15_000)
+    pivot = metric.centre_mm
+    threshold = foreground_threshold(head.data)
+    points = head.lattice.to_world(np.argwhere(head.data > threshold)[::7])
+    # The top 90 mm of a head are brain, skull and scalp: their centre is the brain's, whatever the neck.
+    upper = points[points[:, 2] > np.percentile(points[:, 2], 99.5) - 130.0]
+    guess = upper.mean(0)
+    starts = []
+    for lift in (-20.0, 0.0, 20.0):
+        for pitch in (-20.0, 0.0, 20.0):
+            start = rigid_from_parameters([np.radians(pitch), 0, 0, 0, 0, 0], pivot)
+            start[:3, 3] += guess - pivot + [0, 0, lift]
+            starts.append(start)
+    best = sorted(starts, key=metric, reverse=True)[:3]
+    found = max((metric.optimise(s, step_mm=6.0, max_evaluations=500) for s in best), key=lambda f: f[1])
+    return metric.optimise_affine(found[0], max_evaluations=900)
+
+
+def _warped_probability(head: Volume, template: Template, affine: np.ndarray, seed: int) -> np.ndarray:
+    """The template's brain mask (0..1) on the head's grid after ANTs' affine and SyN stages."""
+    ants = import_ants(seed)
+    placed = Volume(template.image.data, template.image.lattice.moved(affine))
+    near = dilated(_resampled(template.mask, placed.lattice, head.lattice) > 0.5, head.lattice, 8.0)
+    fixed, moving = to_ants(head), to_ants(_rectified(placed, head.lattice))
+    brain = to_ants(_rectified(Volume(template.mask, placed.lattice), head.lattice))
+    mask = to_ants(Volume(near, head.lattice))
+    pair = f'{pointer(fixed)},{pointer(moving)}'
+    with ants_scratch() as folder:
+        arguments = ['--output', folder / 'x', '--masks', f'[{pointer(mask)},NA]']
+        arguments += ['--initial-moving-transform', 'Identity', '--transform', 'Affine[0.1]']
+        arguments += ['--metric', f'Mattes[{pair},1,32,Regular,0.3]', '--convergence', '[60x40,1e-6,10]']
+        arguments += ['--shrink-factors', '2x1', '--smoothing-sigmas', '2x1mm']
+        arguments += ['--transform', 'SyN[0.15,3,0.5]', '--metric', f'Mattes[{pair},1,32]']
+        arguments += [
+            '--convergence',
+            '[40x20,1e-6,8]',
+            '--shrink-factors',
+            '3x2',
+            '--smoothing-sigmas',
+            '3x2mm',
+        ]
+        ants_registration(arguments, seed=seed)
+        warped = ants.apply_transforms(
+            fixed, brain, [str(folder / 'x1Warp.nii.gz'), str(folder / 'x0GenericAffine.mat')]
+        )
+        return warped.numpy()
+
+
+def _resampled(data: np.ndarray, source: Lattice, target: Lattice, order: int = 1) -> np.ndarray:
+    matrix = source.world_to_voxel @ target.affine
+    return ndimage.affine_transform(
+        data.astype(np.float32), matrix[:3, :3], matrix[:3, 3], target.shape, order=order
+    )
+
+
+def _rectified(placed: Volume, lattice: Lattice) -> Volume:
+    """``placed`` (its affine may shear after an affine fit, which ITK cannot express) on the head's grid."""
+    return Volume(_resampled(placed.data, placed.lattice, lattice), lattice)
+
+
+def _refined(head: Volume, probability: np.ndarray) -> np.ndarray:
+    """Cut skull and scalp off the warped mask: what a dark layer (bone, air) parts from the core goes.
+
+    Voxels as bright as tissue are opened by 3 mm; the part that holds the core stays, is closed over sulci
+    and grown by one working voxel, so that cortex and a film of CSF are inside.
+    """
+    lattice = head.lattice
+    rough = probability > 0.5
+    core = eroded(rough, lattice, 12.0)
+    if not core.any():
+        return largest_component(rough)
+    tissue_level = float(np.median(head.data[core]))
+    tissue = (head.data > 0.45 * tissue_level) & dilated(rough, lattice, 2.0)
+    opened = largest_component(eroded(tissue, lattice, OPENING_MM) | core)
+    brain = dilated(opened, lattice, OPENING_MM) & (tissue | core)
+    padded = np.pad(brain, 6)
+    wide = Lattice(padded.shape, lattice.affine)
+    closed = eroded(dilated(padded, wide, 9.0), wide, 9.0)[6:-6, 6:-6, 6:-6]
+    grown = dilated(ndimage.binary_fill_holes(closed), lattice, WORKING_MM)
+    return largest_component(grown & dilated(rough, lattice, 2.0))

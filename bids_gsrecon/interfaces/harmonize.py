@@ -1,0 +1,177 @@
+"""Nipype interfaces of the harmonisation: learn a scaffold once, fit every contrast on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from bids_gsrecon.errors import InputError
+
+
+class _CommonInputSpec(BaseInterfaceInputSpec):
+    reference = File(exists=True, mandatory=True, desc='isotropic reference, bias corrected')
+    mask = File(exists=True, mandatory=True, desc='brain mask')
+    options = traits.Dict(desc='fields of HarmonizeOptions that differ from their defaults')
+    seed = traits.Int(0, usedefault=True)
+    n_threads = traits.Int(1, usedefault=True, nohash=True)
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc='occupies a GPU slot of MultiProc')
+
+
+class _LearnScaffoldInputSpec(_CommonInputSpec):
+    scaffold_file = File(exists=True, desc='learned before: taken over instead of learning')
+
+
+class _LearnScaffoldOutputSpec(TraitedSpec):
+    scaffold_file = File(exists=True, desc='the field of Gaussians (HDF5)')
+
+
+class LearnScaffold(SimpleInterface):
+    """Learn the geometry of the anatomy from the reference (first stage of AtlasGS)."""
+
+    input_spec = _LearnScaffoldInputSpec
+    output_spec = _LearnScaffoldOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_gsrecon.fields.io import save_field
+        from bids_gsrecon.interfaces.io import load_mask, load_volume
+        from bids_gsrecon.recon.harmonize import learn_scaffold
+
+        reference = load_volume(self.inputs.reference)
+        mask = load_mask(self.inputs.mask, reference.lattice)
+        if isdefined(self.inputs.scaffold_file):
+            scaffold = load_scaffold(self.inputs.scaffold_file, reference)
+        else:
+            scaffold = learn_scaffold(reference, mask=mask, options=_options(self.inputs), seed=self.inputs.seed)
+        out_file = Path(runtime.cwd) / 'scaffold.h5'
+        save_field(out_file, [scaffold], _lattice_metadata(reference.lattice))
+        self._results['scaffold_file'] = str(out_file)
+        return runtime
+
+
+class _HarmonizeContrastInputSpec(_CommonInputSpec):
+    scaffold_file = File(exists=True, mandatory=True, desc='what LearnScaffold wrote')
+    target = File(exists=True, mandatory=True, desc='thick-slice contrast, 3D')
+    transform = File(exists=True, mandatory=True, desc='target to reference, ITK')
+    name = traits.Str(mandatory=True, desc='name of the contrast, a file name in messages')
+    slice_axis = traits.Range(0, 2, mandatory=True, desc='stored axis of the slices')
+    slice_thickness_mm = traits.Float(mandatory=True)
+    slice_profile = traits.Enum('box', 'gaussian', usedefault=True)
+    output_resolution_mm = traits.Float(0.0, usedefault=True, desc='isotropic voxels; 0: the grid of the reference')
+
+
+class _HarmonizeContrastOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc='the contrast on the output grid')
+    out_mask = File(exists=True, desc='the mask on the output grid')
+    out_uncertainty = File(desc='expected error, same units (undefined if not asked for)')
+    out_transform = File(exists=True, desc='refined target to reference, ITK')
+    out_field = File(exists=True, desc='field of Gaussians of this contrast, HDF5')
+    out_residual = File(exists=True, desc='target minus predicted slices, on the grid of the target')
+    metadata_file = File(exists=True, desc='JSON: options, slice profile, pose, figures of merit')
+    noise_sigma = traits.Float(desc='noise of the slices, where the method estimates it')
+
+
+class HarmonizeContrast(SimpleInterface):
+    """Fit the appearance of one contrast on the scaffold and render it (second stage of AtlasGS)."""
+
+    input_spec = _HarmonizeContrastInputSpec
+    output_spec = _HarmonizeContrastOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_gsrecon.fields.io import save_field
+        from bids_gsrecon.imaging.profile import SliceProfile
+        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+        from bids_gsrecon.interfaces.registration import load_itk_transform, save_itk_transform
+        from bids_gsrecon.recon.harmonize import Target, harmonize
+
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        reference, volume = load_volume(inputs.reference), load_volume(inputs.target)
+        profile = SliceProfile(inputs.slice_profile, inputs.slice_thickness_mm, inputs.slice_axis)
+        target = Target(inputs.name, volume, profile, load_itk_transform(inputs.transform))
+        resolution = inputs.output_resolution_mm
+        lattice = reference.lattice.resampled(resolution) if resolution > 0 else reference.lattice
+        options = _options(inputs)
+        try:
+            result = harmonize(
+                reference,
+                [target],
+                mask=load_mask(inputs.mask, reference.lattice),
+                scaffold=load_scaffold(inputs.scaffold_file, reference),
+                lattice=lattice,
+                options=options,
+                seed=inputs.seed,
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f'{inputs.name}: {str(error).rstrip(".")}.') from error
+        contrast, affine = result.contrasts[0], result.lattice.affine
+        out = self._results
+        out['out_file'] = str(save_volume(folder / 'image.nii.gz', contrast.image, affine))
+        out['out_mask'] = str(save_volume(folder / 'mask.nii.gz', result.mask, affine, dtype=np.uint8))
+        if contrast.uncertainty is not None:
+            out['out_uncertainty'] = str(save_volume(folder / 'uncertainty.nii.gz', contrast.uncertainty, affine))
+        out['out_residual'] = str(save_volume(folder / 'residual.nii.gz', contrast.residual, volume.affine))
+        out['out_transform'] = str(save_itk_transform(folder / 'refined.txt', contrast.target_to_reference))
+        out['out_field'] = str(folder / 'field.h5')
+        save_field(folder / 'field.h5', contrast.layers, _lattice_metadata(result.lattice))
+        metadata = {
+            'SliceAxis': profile.axis,
+            'SliceProfile': profile.kind,
+            'SliceThickness': profile.thickness_mm,
+            'TargetToReferenceRAS': np.asarray(contrast.target_to_reference, dtype=float).tolist(),
+            'RandomSeed': inputs.seed,
+            'HarmonizeOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
+            'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
+            'FiguresOfMerit': {k: float(v) for k, v in contrast.figures.items()},
+        }
+        metadata_file = folder / 'metadata.json'
+        metadata_file.write_text(json.dumps(metadata, indent=2))
+        out['metadata_file'] = str(metadata_file)
+        if 'noise_sigma' in contrast.figures:
+            out['noise_sigma'] = float(contrast.figures['noise_sigma'])
+        return runtime
+
+
+def load_scaffold(path, reference):
+    """The scaffold in an HDF5 file, checked to lie in the reference's field of view.
+
+    Raises
+    ------
+    InputError
+        Not such a file, or of another head or position.
+    """
+    from bids_gsrecon.fields.io import load_field
+
+    try:
+        loaded = load_field(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f'{path} is not a field of Gaussians ({error}): leave it out to learn it again.') from error
+    layers = loaded[0] if isinstance(loaded, tuple) else loaded
+    scaffold = layers[0]
+    inside = reference.lattice.to_index(scaffold.means_mm)
+    share = ((inside >= -3) & (inside <= np.array(reference.data.shape) + 2)).all(1).mean()
+    if share < 0.5:
+        raise InputError(f'{path} was learned on another head or position: leave it out to learn it again.')
+    return scaffold
+
+
+def _options(inputs):
+    from bids_gsrecon.recon.harmonize import HarmonizeOptions
+
+    fields = dict(inputs.options) if isdefined(inputs.options) else {}
+    return HarmonizeOptions(**fields, n_threads=inputs.n_threads)
+
+
+def _lattice_metadata(lattice) -> dict:
+    return {'lattice_shape': list(lattice.shape), 'lattice_affine': lattice.affine.tolist()}

@@ -1,0 +1,145 @@
+"""Reading and writing images at the edge of the package: every bad file ends in one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+
+
+def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
+    """Read a 3D image as a `Volume` (float32, world RAS mm).
+
+    Parameters
+    ----------
+    path
+        NIfTI file (anything nibabel reads).
+    allow_4d_mean
+        Average a series over time (ASL, M0) instead of refusing it.
+
+    Raises
+    ------
+    InputError
+        Missing, unreadable or truncated file; not 3D; complex or RGB; NaN or infinite values; broken
+        affine or voxel sizes; a constant image.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f'{path} does not exist: check the path.')
+    try:
+        image = nib.load(path)
+        header_zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
+        if image.dataobj.dtype.fields is not None or np.issubdtype(image.dataobj.dtype, np.complexfloating):
+            raise InputError(f'{path} holds RGB or complex values: give a real (magnitude) image.')
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f'{path} cannot be read ({type(error).__name__}: {str(error)[:120]}): the file is truncated or '
+            'not a NIfTI image; copy or convert it again.'
+        ) from error
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim == 4 and allow_4d_mean:
+        data = data.mean(-1, dtype=np.float64).astype(np.float32)
+    if data.ndim != 3:
+        raise InputError(f'{path} has {data.ndim} dimensions where 3 are needed: extract one volume (or average).')
+    if not np.isfinite(data).all():
+        raise InputError(f'{path} holds NaN or infinite values: replace them (for instance by 0) first.')
+    affine = image.affine
+    if (
+        affine is None
+        or not np.isfinite(affine).all()
+        or abs(np.linalg.det(affine[:3, :3])) < 1e-9
+        or not (header_zooms > 0).all()
+    ):
+        raise InputError(f'{path} has a broken affine or a zero voxel size: repair its header (sform/qform).')
+    zooms = np.linalg.norm(affine[:3, :3], axis=0)
+    if zooms.max() > 50 or zooms.min() < 0.02:
+        raise InputError(f'{path} has voxels of {np.round(zooms, 4)} mm: the header is not in mm; repair its units.')
+    cosines = affine[:3, :3] / zooms
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > 0.02:
+        raise InputError(f'{path} has a sheared affine: resample it to a rectangular grid first.')
+    if data.min() == data.max():
+        raise InputError(f'{path} is constant ({data.flat[0]:g}): there is nothing to reconstruct.')
+    return Volume(data, Lattice(data.shape, affine))
+
+
+def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:
+    """Read a mask (> 0.5) as booleans; with ``lattice``, resampled (nearest) to it where the grids differ.
+
+    Raises
+    ------
+    InputError
+        As `load_volume`, and for an empty mask or one that misses ``lattice``.
+    """
+    path = Path(path)
+    try:
+        volume = load_volume(path)
+    except InputError as error:
+        if 'is constant (0)' in str(error):
+            raise InputError(f'{path} is an empty mask: draw it again or leave it out.') from error
+        if 'is constant' not in str(error):
+            raise
+        image = nib.load(path)  # a mask of ones everywhere is a mask
+        volume = Volume(np.ones(image.shape[:3]), Lattice(image.shape[:3], image.affine))
+    mask = volume.data > 0.5
+    if lattice is not None and not volume.lattice.same_as(lattice, 0.05):
+        from scipy import ndimage
+
+        matrix = volume.lattice.world_to_voxel @ lattice.affine
+        mask = ndimage.affine_transform(
+            mask.astype(np.float32), matrix[:3, :3], matrix[:3, 3], lattice.shape, order=0
+        ) > 0.5
+    if not mask.any():
+        raise InputError(f'{path} is an empty mask (on the grid of the image): draw it again or leave it out.')
+    return mask
+
+
+def save_volume(path, data, affine, *, dtype=np.float32) -> Path:
+    """Write ``data`` (i, j, k[, t]) as NIfTI with both forms set to ``affine``; appears atomically."""
+    path = Path(path)
+    image = nib.Nifti1Image(np.asarray(data, dtype=dtype), np.asarray(affine, dtype=np.float64))
+    image.header.set_xyzt_units('mm')
+    image.set_sform(affine, code='scanner')
+    image.set_qform(affine, code='scanner')
+    write_atomically(path, lambda temporary: nib.save(image, temporary))
+    return path
+
+
+def write_atomically(path, write) -> None:
+    """Call ``write(temporary_path)`` in the folder of ``path``, then rename: never a half-written file.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    suffix = ''.join(path.suffixes[-2:])
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix=suffix, dir=path.parent)
+        os.close(handle)
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.') from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

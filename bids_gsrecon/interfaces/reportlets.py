@@ -1,0 +1,177 @@
+"""Nipype interfaces that draw the pictures of the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    OutputMultiPath,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+CONTRAST_PARTS = ('before', 'interpolated', 'after', 'registration', 'uncertainty', 'residual', 'merit')
+
+
+class _HarmonizeReportletsInputSpec(BaseInterfaceInputSpec):
+    reference = File(exists=True, mandatory=True, desc='isotropic reference')
+    target = File(exists=True, mandatory=True, desc='thick image as acquired')
+    result = File(exists=True, mandatory=True, desc='target on the output grid')
+    mask = File(exists=True, mandatory=True, desc='where the result is defined')
+    uncertainty = File(exists=True, desc='uncertainty map on the grid of the result')
+    residual = File(exists=True, desc='target minus predicted slices, on the grid of the target')
+    target_to_reference = traits.List(
+        traits.List(traits.Float),
+        xor=['transform'],
+        desc='4x4 rigid world motion (RAS mm): target world to reference world',
+    )
+    transform = File(
+        exists=True,
+        xor=['target_to_reference'],
+        desc='the same motion as an ITK file (see save_itk_transform)',
+    )
+    noise_sigma = traits.Float(desc='standard deviation of the noise of the target, its own units')
+    figures = traits.Either(
+        File(exists=True), traits.Dict(), desc='figures of merit: a JSON file or a dictionary'
+    )
+    parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
+
+
+class _HarmonizeReportletsOutputSpec(TraitedSpec):
+    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
+    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
+    before = File(exists=True, desc='thick slices as acquired')
+    interpolated = File(exists=True, desc='the same after linear interpolation')
+    after = File(exists=True, desc='the result')
+    registration = File(exists=True, desc='edges of the reference on the target')
+    uncertainty = File(exists=True, desc='uncertainty map')
+    residual = File(exists=True, desc='residual of the slices in units of noise')
+    merit = File(exists=True, desc='JSON: figures of merit and parameters')
+
+
+class HarmonizeReportlets(SimpleInterface):
+    """Pictures of one harmonised contrast: before, after, registration, uncertainty, residual, and a JSON
+    file.
+
+    All but the residual are cut from one view of the result's grid and agree pixel by pixel.
+    """
+
+    input_spec = _HarmonizeReportletsInputSpec
+    output_spec = _HarmonizeReportletsOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_gsrecon.imaging.lattice import Volume
+        from bids_gsrecon.reports import figures
+
+        inputs = self.inputs
+        reference, target, result = (_load(p) for p in (inputs.reference, inputs.target, inputs.result))
+        mask = _load(inputs.mask)
+        if isdefined(inputs.transform):
+            from bids_gsrecon.interfaces.registration import load_itk_transform
+
+            target = Volume(target.data, target.lattice.moved(load_itk_transform(inputs.transform)))
+        elif isdefined(inputs.target_to_reference):
+            target = Volume(target.data, target.lattice.moved(np.array(inputs.target_to_reference)))
+        inside = figures.sample_mask(mask, result.lattice)
+        view = figures.make_view(result.lattice, inside)
+        window = figures.intensity_window(result, inside)
+        pictures = {
+            'before': figures.gray_montage(target, view, window=window, order=0),
+            'interpolated': figures.gray_montage(target, view, window=window, order=1),
+            'after': figures.gray_montage(result, view, window=window, order=0),
+            'registration': figures.registration_montage(target, reference, view, window=window, mask=mask),
+        }
+        sigma = inputs.noise_sigma if isdefined(inputs.noise_sigma) else None
+        if isdefined(inputs.uncertainty):
+            pictures['uncertainty'] = figures.uncertainty_montage(_load(inputs.uncertainty), view, mask)
+        if isdefined(inputs.residual):
+            pictures['residual'] = figures.residual_montage(_load(inputs.residual), noise_sigma=sigma)
+        contents = {**pictures, 'merit': _json_bytes(self._merit(target, result))}
+        _write_parts(self, contents, Path(runtime.cwd))
+        return runtime
+
+    def _merit(self, target, result) -> dict:
+        figures = self.inputs.figures if isdefined(self.inputs.figures) else {}
+        if not isinstance(figures, dict):
+            content = json.loads(Path(figures).read_text())
+            figures = content.get('FiguresOfMerit', content)
+        return {
+            'figures': figures,
+            'input_shape': list(target.data.shape),
+            'input_voxel_mm': [round(float(v), 4) for v in target.lattice.voxel_sizes_mm],
+            'output_shape': list(result.data.shape),
+            'output_voxel_mm': [round(float(v), 4) for v in result.lattice.voxel_sizes_mm],
+            'parameters': dict(self.inputs.parameters) if isdefined(self.inputs.parameters) else {},
+        }
+
+
+class _ReferenceReportletsInputSpec(BaseInterfaceInputSpec):
+    reference = File(exists=True, mandatory=True, desc='isotropic reference')
+    mask = File(exists=True, mandatory=True, desc='its mask')
+    like = File(exists=True, desc='image on the output grid, where that is not the grid of the reference')
+    summary = traits.Dict(desc='what was done in this session; shown at the top of the report')
+
+
+class _ReferenceReportletsOutputSpec(TraitedSpec):
+    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
+    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
+    reference = File(exists=True, desc='the reference; flips with before and after')
+    mask = File(exists=True, desc='the reference with the contour of the mask')
+    summary = File(exists=True, desc='JSON')
+
+
+class ReferenceReportlets(SimpleInterface):
+    """Pictures of a session's reference: plain (same view as the contrasts) and with the mask's contour."""
+
+    input_spec = _ReferenceReportletsInputSpec
+    output_spec = _ReferenceReportletsOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_gsrecon.reports import figures
+
+        reference, mask = _load(self.inputs.reference), _load(self.inputs.mask)
+        lattice = _load(self.inputs.like).lattice if isdefined(self.inputs.like) else reference.lattice
+        view = figures.make_view(lattice, figures.sample_mask(mask, lattice))
+        window = figures.intensity_window(reference, figures.sample_mask(mask, reference.lattice))
+        contents = {
+            'reference': figures.gray_montage(reference, view, window=window, order=0),
+            'mask': figures.gray_montage(reference, view, window=window, order=0, mask=mask),
+        }
+        if isdefined(self.inputs.summary):
+            contents['summary'] = _json_bytes(dict(self.inputs.summary))
+        _write_parts(self, contents, Path(runtime.cwd))
+        return runtime
+
+
+def _load(path):
+    """A volume for display: masks of ones and empty maps are fine here."""
+    import nibabel as nib
+
+    from bids_gsrecon.imaging.lattice import Volume
+
+    image = nib.load(path)
+    data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    data = data.reshape((*data.shape[:3], -1)).mean(-1) if data.ndim > 3 else data
+    return Volume.from_affine(data, image.affine)
+
+
+def _json_bytes(content: dict) -> bytes:
+    return (json.dumps(content, indent=2, default=float) + '\n').encode()
+
+
+def _write_parts(interface, contents: dict[str, bytes], folder: Path) -> None:
+    """One file per part, the same names in every run; fills the interface's results."""
+    paths = {}
+    for part, content in contents.items():
+        suffix = 'json' if part in ('merit', 'summary') else 'png'
+        paths[part] = folder / f'desc-{part}.{suffix}'
+        paths[part].write_bytes(content)
+        interface._results[part] = str(paths[part])
+    interface._results['out_files'] = [str(path) for path in paths.values()]
+    interface._results['parts'] = list(paths)

@@ -1,0 +1,144 @@
+"""Sorting boxes into bricks, so that threads can scatter without meeting each other.
+
+A *box* is the (clipped, inclusive) range of voxels that one Gaussian touches: x0, x1, y0, y1, z0, z1. A
+*brick* is a column of the lattice that is ``side`` voxels wide in y and z and as long as the lattice in x. A
+box belongs to the brick that holds its middle. If no box is wider than ``side`` in y or z, boxes of two
+bricks that are an even number of bricks apart never touch a common voxel: bricks are therefore worked on
+in four rounds (colours), in parallel within a round, with neither locks nor atomics, and every voxel
+receives its summands in the same order whatever the number of threads.
+
+Boxes are divided into size classes with bricks of their own; the few that are too large for any class are
+*giants*, which all threads visit and of which each takes only its own rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+BRICK_SIDES = (16, 32)
+CELL_SIDE = 8
+_SORT_CHUNKS = 8
+_N_SLABS = 32
+
+
+class Schedule(NamedTuple):
+    """Who is worked on when.
+
+    Attributes
+    ----------
+    order
+        (N,) original index of every box, sorted: classes, bricks, cells; then giants; then empty boxes.
+    task_first, task_last
+        Ranges of ``order``, one per brick that holds anything.
+    rounds
+        Ranges of the task arrays; the tasks of one round do not touch each other's voxels.
+    giants
+        (first, last) of the giants in ``order``.
+    slabs
+        (n, 4) y0, y1, z0, z1 (inclusive): disjoint parts of the lattice, for the giants.
+    n_used
+        Boxes that are not empty: a prefix of ``order``.
+    """
+
+    order: np.ndarray
+    task_first: np.ndarray
+    task_last: np.ndarray
+    rounds: np.ndarray
+    giants: tuple[int, int]
+    slabs: np.ndarray
+    n_used: int
+
+
+@njit(cache=True, inline='always')
+def _key(box, i, sides, cell_side, offsets, bricks_y, cells_x):
+    if box[i, 1] < box[i, 0] or box[i, 3] < box[i, 2] or box[i, 5] < box[i, 4]:
+        return offsets[-1] + 1
+    extent = max(box[i, 3] - box[i, 2], box[i, 5] - box[i, 4]) + 1
+    x, y, z = (box[i, 0] + box[i, 1]) // 2, (box[i, 2] + box[i, 3]) // 2, (box[i, 4] + box[i, 5]) // 2
+    for k in range(len(sides)):
+        side = sides[k]
+        if extent <= side:
+            per_side = side // cell_side
+            brick = (z // side) * bricks_y[k] + y // side
+            cell = ((z % side) // cell_side) * per_side + (y % side) // cell_side
+            return offsets[k] + (brick * cells_x + x // cell_side) * per_side * per_side + cell
+    return offsets[-1]
+
+
+@njit(cache=True, parallel=True)
+def _sort(box, sides, cell_side, offsets, bricks_y, cells_x):
+    """Stable counting sort; returns the order and the first position of every key."""
+    n = len(box)
+    n_keys = offsets[-1] + 2
+    keys = np.empty(n, np.int32)
+    counts = np.zeros((_SORT_CHUNKS, n_keys), np.int32)
+    step = (n + _SORT_CHUNKS - 1) // _SORT_CHUNKS
+    for chunk in prange(_SORT_CHUNKS):
+        for i in range(chunk * step, min(n, (chunk + 1) * step)):
+            key = _key(box, i, sides, cell_side, offsets, bricks_y, cells_x)
+            keys[i] = key
+            counts[chunk, key] += 1
+    firsts = np.empty(n_keys + 1, np.int64)
+    position = 0
+    for key in range(n_keys):
+        firsts[key] = position
+        for chunk in range(_SORT_CHUNKS):
+            count = counts[chunk, key]
+            counts[chunk, key] = position
+            position += count
+    firsts[n_keys] = position
+    order = np.empty(n, np.int32)
+    for chunk in prange(_SORT_CHUNKS):
+        for i in range(chunk * step, min(n, (chunk + 1) * step)):
+            key = keys[i]
+            order[counts[chunk, key]] = i
+            counts[chunk, key] += 1
+    return order, firsts
+
+
+def _slabs(shape) -> np.ndarray:
+    """Cut a lattice along z, and along y where z is short, into about 32 parts."""
+    _, ny, nz = shape
+    parts_z = min(nz, _N_SLABS)
+    parts_y = min(ny, -(-_N_SLABS // parts_z))
+    z = np.linspace(0, nz, parts_z + 1).astype(np.int64)
+    y = np.linspace(0, ny, parts_y + 1).astype(np.int64)
+    return np.array(
+        [(y[j], y[j + 1] - 1, z[k], z[k + 1] - 1) for k in range(parts_z) for j in range(parts_y)], np.int64
+    )
+
+
+def make_schedule(box: np.ndarray, shape: tuple[int, int, int], cell_side: int = CELL_SIDE) -> Schedule:
+    """Sort boxes (N, 6) int32 on a lattice of that shape; cells only order what a brick holds."""
+    nx, ny, nz = shape
+    cells_x = nx // cell_side + 1
+    sides = np.array(BRICK_SIDES, np.int64)
+    bricks_y, bricks_z = -(-ny // sides), -(-nz // sides)
+    per_brick = cells_x * (sides // cell_side) ** 2
+    offsets = np.concatenate([[0], np.cumsum(bricks_y * bricks_z * per_brick)])
+    if len(box) >= 2**31 - 1:
+        raise ValueError(f'{len(box)} Gaussians are too many for one lattice (2^31 - 2 at most)')
+    order, firsts = _sort(box, sides, cell_side, offsets, bricks_y, cells_x)
+    task_first, task_last, rounds = [], [], [0]
+    for k in range(len(sides)):
+        starts = firsts[offsets[k] : offsets[k + 1] + 1 : per_brick[k]]
+        first, last = starts[:-1], starts[1:]
+        brick_z, brick_y = np.divmod(np.arange(len(first)), bricks_y[k])
+        for colour in range(4):
+            mine = np.flatnonzero((brick_z % 2 * 2 + brick_y % 2 == colour) & (last > first))
+            mine = mine[np.argsort(first[mine] - last[mine], kind='stable')]  # the long ones first
+            task_first.append(first[mine])
+            task_last.append(last[mine])
+            rounds.append(rounds[-1] + len(mine))
+    return Schedule(
+        order=order,
+        task_first=np.concatenate(task_first).astype(np.int64),
+        task_last=np.concatenate(task_last).astype(np.int64),
+        rounds=np.array(rounds, np.int64),
+        giants=(int(firsts[offsets[-1]]), int(firsts[offsets[-1] + 1])),
+        slabs=_slabs(shape),
+        n_used=int(firsts[offsets[-1] + 1]),
+    )

@@ -1,0 +1,145 @@
+"""The seam between what we compute (sums of Gaussians on a lattice) and who computes it.
+
+Every backend evaluates, in *lattice index space* (voxel centres at integers), on a lattice of shape
+``(nx, ny, nz)``::
+
+    S[0](x)     = sum_i w_i(x)
+    S[1 + c](x) = sum_i w_i(x) a_ic
+    w_i(x)      = exp(log_weight_i) * (exp(-q_i / 2) - exp(-R^2 / 2))_+
+    q_i(x)      = (x - mu_i)^T Sigma_i^-1 (x - mu_i)
+
+with the cut ``R``, a Mahalanobis distance. The weight is continuous at the cut, so that finite
+differences and gradients agree.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+DEFAULT_CUTOFF = 3.0
+FAST_CUTOFF = 2.5
+BACKENDS = ('reference', 'cpu', 'cuda')
+
+
+class Gradients(NamedTuple):
+    """Gradients of a scalar: means (N, 3), covariances (N, 6), log_weights (N,), amplitudes (N, C)."""
+
+    means: torch.Tensor
+    covariances: torch.Tensor
+    log_weights: torch.Tensor
+    amplitudes: torch.Tensor
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """Gaussians of fixed geometry made ready for one lattice (culled, sorted, packed)."""
+
+    shape: tuple[int, int, int]
+
+    def forward(self, amplitudes: torch.Tensor) -> torch.Tensor:
+        """Sums (1 + C, nx, ny, nz) for amplitudes (N, C)."""
+
+    def backward(self, amplitudes: torch.Tensor, grad_sums: torch.Tensor) -> Gradients:
+        """Gradient of ``(grad_sums * sums).sum()``."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Computes the sums and their gradients; see the module's text for the formulas.
+
+    Shapes: ``means`` (N, 3) in voxels, ``covariances`` (N, 6) in voxels^2 ordered xx, xy, xz, yy, yz, zz,
+    ``log_weights`` (N,), ``amplitudes`` (N, C) with any C >= 0, ``shape`` (nx, ny, nz). The gradient of
+    a covariance is with respect to the 6 numbers, an off-diagonal one counted as one variable (it
+    stands at two places of the matrix).
+
+    ``ValueError`` is raised for shapes that do not fit and for Gaussians that are not finite or not
+    positive definite.
+    """
+
+    name: str
+
+    def plan(self, means, covariances, log_weights, shape, cutoff: float = DEFAULT_CUTOFF) -> Plan:
+        """Prepare the geometry once; `forward` and `backward` are short for a plan used once."""
+
+    def forward(self, means, covariances, log_weights, amplitudes, shape, cutoff: float = DEFAULT_CUTOFF):
+        """Sums (1 + C, nx, ny, nz)."""
+
+    def backward(self, means, covariances, log_weights, amplitudes, shape, cutoff, grad_sums) -> Gradients:
+        """Gradient of ``(grad_sums * sums).sum()``."""
+
+
+class PlannedBackend:
+    """`forward` and `backward` of a backend that implements `plan`."""
+
+    name = ''
+
+    def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF):
+        raise NotImplementedError
+
+    def forward(self, means, covariances, log_weights, amplitudes, shape, cutoff=DEFAULT_CUTOFF):
+        """Sums (1 + C, nx, ny, nz) for amplitudes (N, C)."""
+        return self.plan(means, covariances, log_weights, shape, cutoff).forward(amplitudes)
+
+    def backward(self, means, covariances, log_weights, amplitudes, shape, cutoff, grad_sums) -> Gradients:
+        """Gradient of ``(grad_sums * sums).sum()``."""
+        return self.plan(means, covariances, log_weights, shape, cutoff).backward(amplitudes, grad_sums)
+
+
+def check_geometry(means, covariances, log_weights, shape, cutoff) -> tuple[int, int, int]:
+    """Raise ValueError unless the shapes fit; return the lattice's shape as three ints."""
+    n = means.shape[0] if means.ndim == 2 else -1
+    if n < 0 or tuple(means.shape) != (n, 3):
+        raise ValueError(f'means must be (N, 3), not {tuple(means.shape)}')
+    if tuple(covariances.shape) != (n, 6) or tuple(log_weights.shape) != (n,):
+        raise ValueError(
+            f'covariances must be ({n}, 6) and log_weights ({n},), not {tuple(covariances.shape)} and '
+            f'{tuple(log_weights.shape)}'
+        )
+    shape = tuple(int(s) for s in shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f'a lattice has three positive sizes, not {shape}')
+    if not cutoff > 0:
+        raise ValueError(f'the cutoff must be positive, not {cutoff}')
+    return shape
+
+
+def check_amplitudes(amplitudes, n: int, grad_sums=None, shape=None) -> None:
+    """Raise ValueError unless amplitudes are (n, C) and grad_sums (1 + C, nx, ny, nz)."""
+    if amplitudes.ndim != 2 or amplitudes.shape[0] != n:
+        raise ValueError(f'amplitudes must be ({n}, C), not {tuple(amplitudes.shape)}')
+    if grad_sums is not None and tuple(grad_sums.shape) != (1 + amplitudes.shape[1], *shape):
+        raise ValueError(
+            f'grad_sums must be {(1 + amplitudes.shape[1], *shape)}, not {tuple(grad_sums.shape)}'
+        )
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that run here, best last."""
+    return ('reference', 'cpu')
+
+
+def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
+    """The backend of that name; ``auto`` takes cuda where there is one, else cpu.
+
+    Parameters
+    ----------
+    name
+        ``auto``, ``reference``, ``cpu`` or ``cuda``.
+    n_threads
+        Threads of the cpu backend; None leaves numba's current number.
+    """
+    if name == 'auto':
+        name = 'cuda' if 'cuda' in available_backends() else 'cpu'
+    if name == 'reference':
+        from bids_gsrecon.gpu.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    if name == 'cpu':
+        from bids_gsrecon.gpu.cpu import CpuBackend
+
+        return CpuBackend(n_threads=n_threads)
+    if name == 'cuda':
+        raise RuntimeError('This version has no CUDA kernels yet: use the cpu backend (or auto, which picks it).')
+    raise ValueError(f'unknown backend {name!r}: one of auto, {", ".join(BACKENDS)}')

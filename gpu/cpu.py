@@ -1,0 +1,166 @@
+"""The CPU backend: numba kernels over explicit SIMD, float32 sums, any x86-64 or aarch64."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange
+from numpy.lib.stride_tricks import as_strided
+
+from bids_gsrecon.gpu import _backward, _forward
+from bids_gsrecon.gpu._simd import prefetch
+from bids_gsrecon.gpu._records import make_records
+from bids_gsrecon.gpu.backend import (
+    DEFAULT_CUTOFF,
+    Gradients,
+    PlannedBackend,
+    check_amplitudes,
+    check_geometry,
+)
+from bids_gsrecon.gpu.threads import thread_limit
+
+# Vector loads and stores overrun a box by up to 15 voxels: rows are that much longer than nx.
+_PAD = 16
+_TILE = 32
+
+
+@njit(cache=True, parallel=True)
+def _copy_rows(source, flat, layout):
+    """Copy (z, y, c, x) rows into a flat volume; the padding is set to zero, for weights of zero meet it."""
+    n_z, n_y, n_c, n_x = source.shape
+    pitch, row, plane = layout
+    for y in prange(n_y):
+        for c in range(n_c):
+            first = y * row + c * pitch
+            for z in range(n_z):
+                for x in range(n_x, pitch):
+                    flat[first + z * plane + x] = 0
+            # Tiles, for sources whose fastest axis is z.
+            for z_tile in range(0, n_z, _TILE):
+                for x_tile in range(0, n_x, _TILE):
+                    for z in range(z_tile, min(z_tile + _TILE, n_z)):
+                        p = first + z * plane
+                        for x in range(x_tile, min(x_tile + _TILE, n_x)):
+                            flat[p + x] = source[z, y, c, x]
+    for z in prange(n_z):
+        end = (z + 1) * plane if z + 1 < n_z else len(flat)
+        for p in range(z * plane + n_y * row, end):
+            flat[p] = 0
+
+
+@njit(cache=True, parallel=True)
+def _pick_rows(source, order, target):
+    for j in prange(len(target)):
+        prefetch(source, order[min(j + 32, len(target) - 1)] * source.shape[1])
+        for c in range(source.shape[1]):
+            target[j, c] = source[order[j], c]
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """C-contiguous float32 or float64 array of a tensor."""
+    tensor = tensor.detach()
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    return tensor.contiguous().numpy()
+
+
+class _Volume:
+    """A flat padded float32 volume [z][y][channel][x] and its strides."""
+
+    def __init__(self, shape, n_channels: int, *, zero: bool):
+        nx, ny, nz = shape
+        pitch = nx + _PAD
+        row = n_channels * pitch
+        # Planes that lie a multiple of 4096 bytes apart would share cache sets, and loads would wait for
+        # stores to other planes: keep them 1600 bytes off.
+        plane = ny * row + (400 - ny * row) % 1024
+        # Sixteen floats more at the end, to start on a cache line.
+        memory = (np.zeros if zero else np.empty)(nz * plane + _PAD + 16, np.float32)
+        start = -(memory.ctypes.data // 4) % 16
+        self.flat = memory[start : start + nz * plane + _PAD]
+        self.rows = as_strided(
+            self.flat, (nz, ny, n_channels, nx), tuple(4 * n for n in (plane, row, pitch, 1)), writeable=True
+        )
+        self.layout = (pitch, row, plane)
+        self.n_x = nx
+
+    def as_public(self) -> np.ndarray:
+        """View (channels, nx, ny, nz)."""
+        return self.rows.transpose(2, 3, 1, 0)
+
+
+def _scatter(records, amplitudes, cutoff, shape, n_channels) -> _Volume:
+    volume = _Volume(shape, 1 + n_channels, zero=True)
+    s = records.schedule
+    _forward.scatter(
+        (records.narrow, records.narrow.view(np.int32), records.wide), amplitudes, float(cutoff), volume.flat,
+        volume.layout, shape, s.task_first, s.task_last, s.rounds, s.giants, s.slabs, get_num_threads(),
+    )  # fmt: skip
+    return volume
+
+
+def sum_of_weights(means, covariances, log_weights, shape, cutoff) -> np.ndarray:
+    """S0 as an array [z, y, x], for C-contiguous arrays."""
+    records = make_records(means, covariances, log_weights, shape, cutoff)
+    none = np.empty((len(records.narrow), 0), np.float32)
+    return _scatter(records, none, cutoff, shape, 0).rows[:, :, 0]
+
+
+class CpuPlan:
+    """Sorted and packed Gaussians; see `bids_gsrecon.gpu.backend.Plan`."""
+
+    def __init__(self, means, covariances, log_weights, shape, cutoff, n_threads):
+        self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
+        self._dtypes = (means.dtype, covariances.dtype, log_weights.dtype)
+        self._cutoff = float(cutoff)
+        self._n_threads = n_threads
+        with thread_limit(n_threads):
+            self._records = make_records(
+                _array(means), _array(covariances), _array(log_weights), self.shape, self._cutoff
+            )
+
+    def _sorted_amplitudes(self, amplitudes: torch.Tensor) -> np.ndarray:
+        s = self._records.schedule
+        out = np.empty((s.n_used, amplitudes.shape[1]), np.float32)
+        _pick_rows(_array(amplitudes), s.order, out)
+        return out
+
+    def forward(self, amplitudes: torch.Tensor) -> torch.Tensor:
+        """Sums (1 + C, nx, ny, nz), float32, x fastest in memory."""
+        check_amplitudes(amplitudes, len(self._records.box))
+        with thread_limit(self._n_threads):
+            volume = _scatter(
+                self._records, self._sorted_amplitudes(amplitudes), self._cutoff, self.shape, amplitudes.shape[1]
+            )
+        return torch.from_numpy(volume.as_public())
+
+    def backward(self, amplitudes: torch.Tensor, grad_sums: torch.Tensor) -> Gradients:
+        """Gradients, computed in float32, in the dtypes of the inputs."""
+        n = len(self._records.box)
+        check_amplitudes(amplitudes, n, grad_sums, self.shape)
+        r = self._records
+        n_channels = amplitudes.shape[1]
+        grads = [np.zeros(s, np.float32) for s in ((n, 3), (n, 6), (n,), (n, n_channels))]
+        with thread_limit(self._n_threads):
+            volume = _Volume(self.shape, 1 + n_channels, zero=False)
+            source = grad_sums.detach().permute(3, 2, 0, 1)
+            _copy_rows(source.float().numpy(), volume.flat, volume.layout)
+            _backward.gather(
+                (r.narrow, r.narrow.view(np.int32), r.wide), self._sorted_amplitudes(amplitudes), self._cutoff,
+                volume.flat, volume.layout, self.shape, r.schedule.order, *grads, get_num_threads(),
+            )  # fmt: skip
+        dtypes = (*self._dtypes, amplitudes.dtype)
+        return Gradients(*(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, dtypes)))
+
+
+class CpuBackend(PlannedBackend):
+    """numba kernels on ``n_threads`` threads (None: numba's current number); same bits at any number."""
+
+    name = 'cpu'
+
+    def __init__(self, n_threads: int | None = None):
+        self._n_threads = n_threads
+
+    def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> CpuPlan:
+        """Cull, sort and pack."""
+        return CpuPlan(means, covariances, log_weights, shape, cutoff, self._n_threads)

@@ -1,0 +1,87 @@
+"""Which files of the participants exist, by pybids; only the wanted participants are indexed."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+ANAT_SUFFIXES = (
+    'T1w T2w FLAIR PDw PD T2starw T2star inplaneT1 inplaneT2 angio UNIT1 FLASH PDT2 MTw MTR T1rho'
+).split()
+PERF_SUFFIXES = ('asl', 'm0scan')
+OTHER_DATATYPES = 'func fmap eeg meg ieeg beh pet micr nirs motion mrs emg figures'.split()
+
+
+def make_layout(bids_dir, participants: list[str], database_dir: str = ''):
+    """A pybids layout of the anatomical, diffusion and perfusion files of ``participants``.
+
+    With ``database_dir`` all participants are indexed (once), as later runs will ask for others.
+    """
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
+    ignore = [re.compile(r'/\.'), re.compile(rf'/(?:{"|".join(OTHER_DATATYPES)})(?:/|$)')]
+    if database_dir:
+        ignore.append(re.compile(r'^/(?!sub-|[^/]+\.json$)'))
+    else:
+        labels = '|'.join(map(re.escape, participants))
+        ignore.append(re.compile(rf'^/(?!sub-(?:{labels})(?:/|$)|[^/]+\.json$)'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about the dataset's description: checked by us before
+        return BIDSLayout(
+            os.fspath(bids_dir),
+            validate=False,
+            database_path=database_dir or None,
+            indexer=BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False),
+        )
+
+
+def collect_files(layout, participant: str, *, sessions: list[str], filters: dict[str, dict], reference: str) -> list[Path]:
+    """Images of one participant that may be a reference or a contrast, sorted by name.
+
+    Parameters
+    ----------
+    sessions
+        Only these; empty: all.
+    filters
+        pybids filters by suffix in lower case, as in fMRIPrep's ``--bids-filter-file``; ``null`` means that
+        an entity is absent, ``"*"`` that it is present.
+    reference
+        Suffix of the reference, in case it is none of the usual ones.
+    """
+    suffixes = {suffix: 'anat' for suffix in [*ANAT_SUFFIXES, reference]}
+    suffixes |= {'dwi': 'dwi'} | dict.fromkeys(PERF_SUFFIXES, 'perf')
+    found: set[Path] = set()
+    for suffix, datatype in suffixes.items():
+        query = {'datatype': datatype, 'suffix': suffix, 'extension': ['.nii', '.nii.gz']}
+        if sessions:
+            query['session'] = sessions
+        query |= {key: _query_value(value) for key, value in filters.get(suffix.lower(), {}).items()}
+        files = layout.get(subject=participant, return_type='file', **query)
+        found |= {Path(str(file)) for file in files}
+    # A phase image is not a contrast to harmonise.
+    return sorted(path for path in found if '_part-phase' not in path.name and '_part-imag' not in path.name)
+
+
+def _query_value(value):
+    from bids.layout import Query
+
+    names = {None: Query.NONE, '*': Query.ANY, 'Query.NONE': Query.NONE, 'Query.ANY': Query.ANY}
+    if isinstance(value, list):
+        return [_query_value(item) for item in value]
+    return names.get(value, value) if isinstance(value, (str, type(None))) else value
+
+
+def find_derivative(folders: dict[str, str], participant: str, session: str | None, pattern: str) -> Path | None:
+    """First file of a participant (and session) that matches ``pattern`` in given derivatives.
+
+    A file of the participant without session counts for every session (fMRIPrep averages them).
+    """
+    wanted = []
+    for folder in folders.values():
+        root = Path(folder) / f'sub-{participant}'
+        if session is not None:
+            wanted += sorted(root.glob(f'ses-{session}/anat/{pattern}'))
+        wanted += sorted(root.glob(f'anat/{pattern}'))
+    return wanted[0] if wanted else None
