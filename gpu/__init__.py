@@ -22,7 +22,7 @@ _HOMES = {
     'set_num_threads': 'threads',
     'FrozenWeights': 'frozen',
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str):

@@ -283,7 +283,7 @@ def _finish_wide(wide, k, m, g_means, g_cov, i):
     n00, n01, n02 = d0 * d0 * m[4], d0 * d1 * m[5], d0 * d2 * m[6]
     n11, n12, n22 = d1 * d1 * m[7], d1 * d2 * m[8], d2 * d2 * m[9]
     # Rows 1 and 2 of L times N; row 0 of L is (1, 0, 0).
-    r10, r11, r12 = n01 - a * n00, n11 - a * n01, n12 - a * n02
+    r10, r11 = n01 - a * n00, n11 - a * n01
     r20, r21, r22 = n02 - b * n01 - g * n00, n12 - b * n11 - g * n01, n22 - b * n12 - g * n02
     half = 0.5 * weight
     g_cov[i, 0] = half * n00
@@ -329,7 +329,18 @@ def _gather_range(
 
 @njit(cache=True, parallel=True, error_model='numpy')
 def gather(
-    records, amplitudes, cutoff, grad, layout, shape, order, g_means, g_cov, g_log_weights, g_amplitudes, n_threads
+    records,
+    amplitudes,
+    cutoff,
+    grad,
+    layout,
+    shape,
+    order,
+    g_means,
+    g_cov,
+    g_log_weights,
+    g_amplitudes,
+    n_threads,
 ):
     """Gradients of all Gaussians in the original order; ``amplitudes`` in the order of the records."""
     narrow, bits, wide = records

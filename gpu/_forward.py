@@ -192,7 +192,18 @@ def _add_range(narrow, bits, wide, first, last, slab, amplitudes, cutoff, level,
 
 @njit(cache=True, parallel=True, error_model='numpy')
 def scatter(
-    records, amplitudes, cutoff, volume, layout, shape, task_first, task_last, rounds, giants, slabs, n_threads
+    records,
+    amplitudes,
+    cutoff,
+    volume,
+    layout,
+    shape,
+    task_first,
+    task_last,
+    rounds,
+    giants,
+    slabs,
+    n_threads,
 ):
     """Add all Gaussians; ``amplitudes`` (n, C) float32 in the order of the records."""
     narrow, bits, wide = records

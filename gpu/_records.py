@@ -71,8 +71,9 @@ def find_boxes(means, cov, log_weights, nx, ny, nz, cutoff, box):
     """Fill boxes (N, 6); return the number of Gaussians that are not finite or not positive definite."""
     bad = 0
     for i in prange(len(means)):
-        szz, b, var_y, c, a, var_x = factors(cov, i)
-        fine = szz > 0 and var_y > 0 and var_x > 0 and cov[i, 0] < np.inf and cov[i, 3] < np.inf and szz < np.inf
+        szz, _, var_y, _, _, var_x = factors(cov, i)
+        fine = szz > 0 and var_y > 0 and var_x > 0
+        fine = fine and math.isfinite(cov[i, 0] + cov[i, 3] + szz)
         fine = fine and math.isfinite(means[i, 0] + means[i, 1] + means[i, 2] + log_weights[i])
         if not fine:
             bad += 1
@@ -144,7 +145,9 @@ def make_boxes(means, cov, log_weights, shape, cutoff) -> np.ndarray:
     box = np.empty((len(means), 6), np.int32)
     bad = find_boxes(means, cov, log_weights, *shape, float(cutoff), box)
     if bad:
-        raise ValueError(f'{bad} of {len(means)} Gaussians are not finite or their covariance is not positive definite')
+        raise ValueError(
+            f'{bad} of {len(means)} Gaussians are not finite or their covariance is not positive definite'
+        )
     return box
 
 

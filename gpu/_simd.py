@@ -294,7 +294,7 @@ _SHIFT = {types.float32: 1.5 * 2.0**23, types.float64: 1.5 * 2.0**52}
 
 @intrinsic
 def exp2(typingctx, x):
-    """float32 2^x, x clamped to [-126, 126]; a float64 vector x is reduced in float64 and keeps its accuracy."""
+    """float32 2^x, x clamped to [-126, 126]; a float64 x is reduced in float64: large x lose nothing."""
     if not isinstance(x, VecType):
         return None
     result = vec(types.float32, x.lanes)

@@ -141,5 +141,7 @@ def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
 
         return CpuBackend(n_threads=n_threads)
     if name == 'cuda':
-        raise RuntimeError('This version has no CUDA kernels yet: use the cpu backend (or auto, which picks it).')
+        raise RuntimeError(
+            'This version has no CUDA kernels yet: use the cpu backend (or auto, which picks it).'
+        )
     raise ValueError(f'unknown backend {name!r}: one of auto, {", ".join(BACKENDS)}')

@@ -8,8 +8,8 @@ from numba import get_num_threads, njit, prange
 from numpy.lib.stride_tricks import as_strided
 
 from bids_gsrecon.gpu import _backward, _forward
-from bids_gsrecon.gpu._simd import prefetch
 from bids_gsrecon.gpu._records import make_records
+from bids_gsrecon.gpu._simd import prefetch
 from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,
@@ -130,7 +130,11 @@ class CpuPlan:
         check_amplitudes(amplitudes, len(self._records.box))
         with thread_limit(self._n_threads):
             volume = _scatter(
-                self._records, self._sorted_amplitudes(amplitudes), self._cutoff, self.shape, amplitudes.shape[1]
+                self._records,
+                self._sorted_amplitudes(amplitudes),
+                self._cutoff,
+                self.shape,
+                amplitudes.shape[1],
             )
         return torch.from_numpy(volume.as_public())
 
@@ -146,8 +150,9 @@ class CpuPlan:
             source = grad_sums.detach().permute(3, 2, 0, 1)
             _copy_rows(source.float().numpy(), volume.flat, volume.layout)
             _backward.gather(
-                (r.narrow, r.narrow.view(np.int32), r.wide), self._sorted_amplitudes(amplitudes), self._cutoff,
-                volume.flat, volume.layout, self.shape, r.schedule.order, *grads, get_num_threads(),
+                (r.narrow, r.narrow.view(np.int32), r.wide), self._sorted_amplitudes(amplitudes),
+                self._cutoff, volume.flat, volume.layout, self.shape, r.schedule.order,
+                *grads, get_num_threads(),
             )  # fmt: skip
         dtypes = (*self._dtypes, amplitudes.dtype)
         return Gradients(*(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, dtypes)))

@@ -174,7 +174,7 @@ class FrozenWeights:
     def estimate_nbytes(
         covariances, *, cutoff: float = DEFAULT_CUTOFF, axis: int = 2, slice_spacing=None, slice_width=None
     ) -> int:
-        """Memory that `build` will hold at most, bytes, from the covariances (N, 6) on the fine lattice alone.
+        """Memory that `build` will hold at most, bytes, from the covariances (N, 6) on the fine lattice.
 
         ``slice_spacing`` and ``slice_width`` (the profile's full extent): voxels of the fine lattice; None
         without a slice profile. Gaussians that the lattice's borders cut need less.
@@ -191,11 +191,11 @@ class FrozenWeights:
         """A a: image (nx, ny, nz) float32 for amplitudes (N,), (C, nx, ny, nz) for (N, C)."""
         amplitudes = np.asarray(amplitudes, dtype=np.float32)
         if amplitudes.ndim not in (1, 2) or len(amplitudes) != self.n_gaussians:
-            raise ValueError(f'amplitudes must be ({self.n_gaussians},) or ({self.n_gaussians}, C), not {amplitudes.shape}')
+            n = self.n_gaussians
+            raise ValueError(f'amplitudes must be ({n},) or ({n}, C), not {amplitudes.shape}')
         if amplitudes.ndim == 2:
-            return np.stack([self.forward(column) for column in amplitudes.T]) if amplitudes.shape[1] else (
-                np.zeros((0, *self.shape), np.float32)
-            )
+            images = [self.forward(column) for column in amplitudes.T]
+            return np.stack(images) if images else np.zeros((0, *self.shape), np.float32)
         image = self._empty_image()
         s = self._schedule
         kernels.multiply(
@@ -227,14 +227,14 @@ class FrozenWeights:
 
     def _as_public(self, image: np.ndarray) -> np.ndarray:
         """The padded [slice][y][x] buffer as an array of ``shape`` (x fastest in memory)."""
-        block = image[: -_PAD].reshape(self._inner[2], self._inner[1], self._pitch)[:, :, : self._inner[0]]
+        block = image[:-_PAD].reshape(self._inner[2], self._inner[1], self._pitch)[:, :, : self._inner[0]]
         return np.ascontiguousarray(block).transpose(np.argsort(self._axes[::-1]))
 
     def _gather(self, image: np.ndarray, squared: bool) -> np.ndarray:
         if image.shape != self.shape:
             raise ValueError(f'the image must be {self.shape}, not {image.shape}')
         buffer = self._empty_image()
-        block = buffer[: -_PAD].reshape(self._inner[2], self._inner[1], self._pitch)
+        block = buffer[:-_PAD].reshape(self._inner[2], self._inner[1], self._pitch)
         block[:, :, : self._inner[0]] = image.transpose(self._axes[::-1])
         out = np.zeros(self.n_gaussians, np.float32)
         kernels.multiply_transposed(
@@ -266,6 +266,6 @@ def _inverse(means, covariances, log_weights, shape, axes, composition, cutoff, 
         s0 = divisor.transpose(axes[::-1])
     pitch = fine[0] + _PAD
     inverse = np.zeros(pitch * fine[1] * fine[2] + _PAD, np.float32)
-    block = inverse[: -_PAD].reshape(fine[2], fine[1], pitch)[:, :, : fine[0]]
+    block = inverse[:-_PAD].reshape(fine[2], fine[1], pitch)[:, :, : fine[0]]
     np.divide(1.0, s0 + np.float32(eps), out=block, where=s0 > 0)
     return inverse, (pitch, pitch * fine[1])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bids_gsrecon.workflows.literate import LiterateWorkflow
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_gsrecon.interfaces.images import CheckReference, CorrectBias, FindBrainMask
-from bids_gsrecon.workflows.literate import LiterateWorkflow
 
 
 def init_anatomical_wf(
@@ -50,13 +50,18 @@ def init_anatomical_wf(
         Brain mask on that grid.
     mask_metadata
         JSON file: how the mask was found.
+    reference_metadata
+        JSON file: whether the reference is skull-stripped.
     """
     workflow = LiterateWorkflow(name=name)
     inputnode = pe.Node(niu.IdentityInterface(fields=['reference', 'mask']), name='inputnode')
     outputnode = pe.Node(
-        niu.IdentityInterface(fields=['reference', 'mask', 'mask_metadata']), name='outputnode'
+        niu.IdentityInterface(fields=['reference', 'mask', 'mask_metadata', 'reference_metadata']),
+        name='outputnode',
     )
-    check_reference = pe.Node(CheckReference(accept_thick=accept_thick), name='check_reference', mem_gb=mem_gb)
+    check_reference = pe.Node(
+        CheckReference(accept_thick=accept_thick), name='check_reference', mem_gb=mem_gb
+    )
     brain_mask = pe.Node(
         FindBrainMask(template=template, seed=seed, n_threads=omp_nthreads),
         name='brain_mask',
@@ -70,7 +75,11 @@ def init_anatomical_wf(
         (check_reference, bias_field, [('out_file', 'in_file')]),
         (brain_mask, bias_field, [('out_mask', 'mask_file')]),
         (bias_field, outputnode, [('out_file', 'reference')]),
-        (brain_mask, outputnode, [('out_mask', 'mask'), ('metadata_file', 'mask_metadata')]),
+        (brain_mask, outputnode, [
+            ('out_mask', 'mask'),
+            ('metadata_file', 'mask_metadata'),
+            ('image_metadata_file', 'reference_metadata'),
+        ]),
     ])  # fmt: skip
     if mask_given:
         workflow.connect(inputnode, 'mask', brain_mask, 'mask_file')

@@ -5,16 +5,19 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 
-import bids_gsrecon
-from bids_gsrecon.config import Config
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.plan import ParticipantPlan
 from bids_gsrecon.workflows.registry import session_builder
 
+import bids_gsrecon
+from bids_gsrecon.config import Config
+
 ROOT_NAME = 'bids_gsrecon_wf'
 
 
-def init_bids_gsrecon_wf(*, config: Config, plans: list[ParticipantPlan], name: str = ROOT_NAME) -> LiterateWorkflow:
+def init_bids_gsrecon_wf(
+    *, config: Config, plans: list[ParticipantPlan], name: str = ROOT_NAME
+) -> LiterateWorkflow:
     """Every participant that has something to run.
 
     The name carries neither version nor run, so that a second run finds what the first one did.

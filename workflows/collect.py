@@ -7,11 +7,40 @@ import re
 import warnings
 from pathlib import Path
 
-ANAT_SUFFIXES = (
-    'T1w T2w FLAIR PDw PD T2starw T2star inplaneT1 inplaneT2 angio UNIT1 FLASH PDT2 MTw MTR T1rho'
-).split()
+ANAT_SUFFIXES = [
+    'T1w',
+    'T2w',
+    'FLAIR',
+    'PDw',
+    'PD',
+    'T2starw',
+    'T2star',
+    'inplaneT1',
+    'inplaneT2',
+    'angio',
+    'UNIT1',
+    'FLASH',
+    'PDT2',
+    'MTw',
+    'MTR',
+    'T1rho',
+]
 PERF_SUFFIXES = ('asl', 'm0scan')
-OTHER_DATATYPES = 'func fmap eeg meg ieeg beh pet micr nirs motion mrs emg figures'.split()
+OTHER_DATATYPES = [
+    'func',
+    'fmap',
+    'eeg',
+    'meg',
+    'ieeg',
+    'beh',
+    'pet',
+    'micr',
+    'nirs',
+    'motion',
+    'mrs',
+    'emg',
+    'figures',
+]
 
 
 def make_layout(bids_dir, participants: list[str], database_dir: str = ''):
@@ -37,7 +66,9 @@ def make_layout(bids_dir, participants: list[str], database_dir: str = ''):
         )
 
 
-def collect_files(layout, participant: str, *, sessions: list[str], filters: dict[str, dict], reference: str) -> list[Path]:
+def collect_files(
+    layout, participant: str, *, sessions: list[str], filters: dict[str, dict], reference: str
+) -> list[Path]:
     """Images of one participant that may be a reference or a contrast, sorted by name.
 
     Parameters
@@ -50,7 +81,7 @@ def collect_files(layout, participant: str, *, sessions: list[str], filters: dic
     reference
         Suffix of the reference, in case it is none of the usual ones.
     """
-    suffixes = {suffix: 'anat' for suffix in [*ANAT_SUFFIXES, reference]}
+    suffixes = dict.fromkeys([*ANAT_SUFFIXES, reference], 'anat')
     suffixes |= {'dwi': 'dwi'} | dict.fromkeys(PERF_SUFFIXES, 'perf')
     found: set[Path] = set()
     for suffix, datatype in suffixes.items():
@@ -73,7 +104,9 @@ def _query_value(value):
     return names.get(value, value) if isinstance(value, (str, type(None))) else value
 
 
-def find_derivative(folders: dict[str, str], participant: str, session: str | None, pattern: str) -> Path | None:
+def find_derivative(
+    folders: dict[str, str], participant: str, session: str | None, pattern: str
+) -> Path | None:
     """First file of a participant (and session) that matches ``pattern`` in given derivatives.
 
     A file of the participant without session counts for every session (fMRIPrep averages them).

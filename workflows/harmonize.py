@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from bids_gsrecon.workflows.anatomical import init_anatomical_wf
+from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.outputs import init_ds_contrast_wf, init_ds_reference_wf, output_names
+from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
+from bids_gsrecon.workflows.registration import init_registration_wf
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.harmonize import HarmonizeContrast, LearnScaffold
 from bids_gsrecon.interfaces.reportlets import HarmonizeReportlets, ReferenceReportlets
-from bids_gsrecon.workflows.anatomical import init_anatomical_wf
-from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.outputs import init_ds_contrast_wf, init_ds_reference_wf, output_names
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
-from bids_gsrecon.workflows.registration import init_registration_wf
 
 MINIMUM_MEMORY_GB = 0.5
 
@@ -68,6 +68,7 @@ def init_harmonize_session_wf(*, config: Config, session: SessionPlan, name: str
             ('outputnode.reference', 'inputnode.reference'),
             ('outputnode.mask', 'inputnode.mask'),
             ('outputnode.mask_metadata', 'inputnode.mask_metadata'),
+            ('outputnode.reference_metadata', 'inputnode.reference_metadata'),
         ]),
         (learn_scaffold, ds_reference_wf, [('scaffold_file', 'inputnode.scaffold')]),
         (reference_pictures, ds_reference_wf, [('out_files', 'inputnode.pictures'), ('parts', 'inputnode.parts')]),
@@ -135,7 +136,9 @@ def init_contrast_wf(
     """
     method = config.method
     workflow = LiterateWorkflow(name=name)
-    inputnode = pe.Node(niu.IdentityInterface(fields=['reference', 'mask', 'scaffold', 'target']), name='inputnode')
+    inputnode = pe.Node(
+        niu.IdentityInterface(fields=['reference', 'mask', 'scaffold', 'target']), name='inputnode'
+    )
     inputnode.inputs.target = target.file
     outputnode = pe.Node(niu.IdentityInterface(fields=['image']), name='outputnode')
     registration_wf = init_registration_wf(
@@ -148,7 +151,8 @@ def init_contrast_wf(
     )
     harmonize = pe.Node(
         HarmonizeContrast(
-            name=target.file,
+            name=target.name.stem(),
+            source=target.file,
             slice_axis=target.slice_axis,
             slice_thickness_mm=target.slice_thickness_mm,
             slice_profile=target.slice_profile,
@@ -200,7 +204,8 @@ def _memory_gb(config: Config, session: SessionPlan, options: dict) -> float:
 
     shapes = [tuple(target.shape) for target in session.targets]
     needed = max(
-        estimate_memory_gb(tuple(session.reference_shape), [shape], HarmonizeOptions(**options)) for shape in shapes
+        estimate_memory_gb(tuple(session.reference_shape), [shape], HarmonizeOptions(**options))
+        for shape in shapes
     )
     return max(MINIMUM_MEMORY_GB, float(needed))
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink, raw_uri
-from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
 
 ISOTROPIC = 1.05  # coarsest over finest voxel size
 # No BIDS name exists for these; the patterns go into .bidsignore (no trailing slash: the validator wants none).
-BIDSIGNORE = ('logs', 'figures', '*.html', '*_xfm.*', '*_desc-scaffold_*', '*_desc-field_*', 'group_*', '.tmp-*')
+BIDSIGNORE = (
+    'logs',
+    'figures',
+    '*.html',
+    '*_xfm.*',
+    '*_desc-scaffold_*',
+    '*_desc-field_*',
+    'group_*',
+    '.tmp-*',
+)
 
 
 @dataclass(frozen=True)
@@ -70,25 +79,25 @@ def _sink(config: Config, name: str, path: Path, metadata: dict | None = None, *
 
 
 def _picture_sink(config: Config, name: str, base: BidsName) -> pe.Node:
-    interface = PictureSink(
-        output_dir=str(config.output_dir), entities=base.entities, suffix=base.suffix
-    )
+    interface = PictureSink(output_dir=str(config.output_dir), entities=base.entities, suffix=base.suffix)
     return pe.Node(interface, name=name, run_without_submitting=True, mem_gb=0.1)
 
 
-def init_ds_reference_wf(*, config: Config, session: SessionPlan, name: str = 'ds_reference_wf') -> LiterateWorkflow:
+def init_ds_reference_wf(
+    *, config: Config, session: SessionPlan, name: str = 'ds_reference_wf'
+) -> LiterateWorkflow:
     """Write the prepared reference, its mask, the scaffold and their pictures.
 
     Inputs
     ------
-    reference, mask, mask_metadata, scaffold
+    reference, mask, mask_metadata, reference_metadata, scaffold
         Files to put in place.
     pictures, parts
         Reportlets and what each of them shows.
     """
     workflow = LiterateWorkflow(name=name)
     names = output_names(config, session)
-    fields = ['reference', 'mask', 'mask_metadata', 'scaffold', 'pictures', 'parts']
+    fields = ['reference', 'mask', 'mask_metadata', 'reference_metadata', 'scaffold', 'pictures', 'parts']
     inputnode = pe.Node(niu.IdentityInterface(fields=fields), name='inputnode')
     source = raw_uri(session.reference, config.bids_dir)
     common = {'Sources': [source], 'GeneratedBy': _generated_by()}
@@ -96,7 +105,7 @@ def init_ds_reference_wf(*, config: Config, session: SessionPlan, name: str = 'd
         config,
         'ds_reference',
         names.reference.path('.nii.gz'),
-        {'Description': 'bias-corrected (N4) reference', 'SkullStripped': False, **common},
+        {'Description': 'bias-corrected (N4) reference', **common},
     )
     mask_sources = [source] if not session.mask else [source, f'file://{session.mask}']
     ds_mask = _sink(
@@ -106,12 +115,15 @@ def init_ds_reference_wf(*, config: Config, session: SessionPlan, name: str = 'd
         {'Type': 'Brain', **common, 'Sources': mask_sources},
     )
     ds_scaffold = _sink(
-        config, 'ds_scaffold', names.reference.replaced(desc='scaffold').path('.h5'), _method_metadata(config, common)
+        config,
+        'ds_scaffold',
+        names.reference.replaced(desc='scaffold').path('.h5'),
+        _method_metadata(config, common),
     )
     base = names.reference_raw.replaced(ses=session.session)
     ds_pictures = _picture_sink(config, 'ds_pictures', base)
     workflow.connect([
-        (inputnode, ds_reference, [('reference', 'in_file')]),
+        (inputnode, ds_reference, [('reference', 'in_file'), ('reference_metadata', 'metadata_file')]),
         (inputnode, ds_mask, [('mask', 'in_file'), ('mask_metadata', 'metadata_file')]),
         (inputnode, ds_scaffold, [('scaffold', 'in_file')]),
         (inputnode, ds_pictures, [('pictures', 'in_files'), ('parts', 'parts')]),
@@ -159,13 +171,18 @@ def init_ds_contrast_wf(
         'Sources': sources,
         'GeneratedBy': _generated_by(),
     }
-    of_what = 'mean of the b=0 volumes' if target.volumes else 'mean over time' if target.average else 'contrast'
+    of_what = (
+        'mean of the b=0 volumes' if target.volumes else 'mean over time' if target.average else 'contrast'
+    )
     image_name = contrast_name(names, target, 'sr')
     ds_image = _sink(
         config,
         'ds_image',
         image_name.path('.nii.gz'),
-        {'Description': f'{of_what}, from thick slices on the grid of the reference by Gaussians (AtlasGS)', **common},
+        {
+            'Description': f'{of_what}, from thick slices on the grid of the reference by Gaussians (AtlasGS)',
+            **common,
+        },
         **_gradient_companions(target),
     )
     ds_transform = _sink(config, 'ds_transform', _transform_path(names, target), {'Sources': sources})
@@ -193,9 +210,7 @@ def init_ds_contrast_wf(
         )
         metadata = {'Type': 'Brain', 'Description': 'where the contrasts are defined', **common}
         metadata.pop('SkullStripped')
-        ds_mask = _sink(
-            config, 'ds_mask', mask_name.path('.nii.gz'), {**metadata, 'Sources': sources[1:]}
-        )
+        ds_mask = _sink(config, 'ds_mask', mask_name.path('.nii.gz'), {**metadata, 'Sources': sources[1:]})
         workflow.connect(inputnode, 'mask', ds_mask, 'in_file')
     return workflow
 

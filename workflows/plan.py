@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from bids_gsrecon.workflows.collect import collect_files, find_derivative, make_layout
+from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
@@ -22,8 +24,6 @@ from bids_gsrecon.interfaces.headers import (
     slice_axis,
     slice_thickness_mm,
 )
-from bids_gsrecon.workflows.collect import collect_files, find_derivative, make_layout
-from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 DIFFERENT_ORIENTATION_DEG = 30.0
 
@@ -188,7 +188,9 @@ def _reference_by_session(references: list[_Scan], plan: ParticipantPlan) -> dic
         chosen[session] = candidates[0]
         if candidates[1:]:
             names = ', '.join(s.path.name for s in candidates[1:])
-            plan.messages.append(f'{candidates[0].path.name} is the reference (finest voxels); not used: {names}')
+            plan.messages.append(
+                f'{candidates[0].path.name} is the reference (finest voxels); not used: {names}'
+            )
     return chosen
 
 
@@ -204,7 +206,10 @@ def _choose_recon(config: Config, participant: str, chosen: dict, others: list[_
     normals = [s.header.slice_normal for s in thick if s.name.suffix == 'T2w']
     cosine = np.cos(np.radians(DIFFERENT_ORIENTATION_DEG))
     if any(abs(float(a @ b)) < cosine for i, a in enumerate(normals) for b in normals[:i]):
-        return 'svr', f'it has {len(normals)} thick T2w stacks in different orientations, which suit --recon svr'
+        return (
+            'svr',
+            f'it has {len(normals)} thick T2w stacks in different orientations, which suit --recon svr',
+        )
     if len(thick) == 1 and len(others) + len(chosen) == 1:
         return 'superres', 'it has a single anisotropic scan, which suits --recon superres'
     return 'harmonize', 'no other method fits the data'
@@ -213,7 +218,11 @@ def _choose_recon(config: Config, participant: str, chosen: dict, others: list[_
 def _no_reference_message(config: Config, participant: str, others: list[_Scan]) -> str:
     suffix = config.method.reference
     if not others:
-        where = f' in session {", ".join(config.execution.session_label)}' if config.execution.session_label else ''
+        where = (
+            f' in session {", ".join(config.execution.session_label)}'
+            if config.execution.session_label
+            else ''
+        )
         return f'sub-{participant} has no anatomical image{where} in {config.bids_dir}: nothing can be reconstructed.'
     return (
         f'sub-{participant} has no {suffix} image in {config.bids_dir}: add one, or name another contrast with '
@@ -223,10 +232,14 @@ def _no_reference_message(config: Config, participant: str, others: list[_Scan])
 
 def _finest(scans: list[_Scan]) -> _Scan:
     anatomical = [s for s in scans if s.name.datatype == 'anat' and len(s.header.shape) == 3] or scans
-    return min(anatomical, key=lambda s: (round(float(s.header.voxel_sizes_mm.max()), 2), s.voxel_mm3, s.path.name))
+    return min(
+        anatomical, key=lambda s: (round(float(s.header.voxel_sizes_mm.max()), 2), s.voxel_mm3, s.path.name)
+    )
 
 
-def _plan_sessions(config: Config, plan: ParticipantPlan, chosen, others: list[_Scan], scans: list[_Scan]) -> None:
+def _plan_sessions(
+    config: Config, plan: ParticipantPlan, chosen, others: list[_Scan], scans: list[_Scan]
+) -> None:
     suffix = config.method.reference
     sessions = sorted({s.session for s in [*others, *chosen.values()]}, key=str)
     for session in sessions:
@@ -237,7 +250,9 @@ def _plan_sessions(config: Config, plan: ParticipantPlan, chosen, others: list[_
             continue
         reference = chosen.get(session) or next(iter(chosen.values()))
         if session not in chosen:
-            plan.messages.append(f'ses-{session} has no {suffix}: that of ses-{reference.session} is its reference')
+            plan.messages.append(
+                f'ses-{session} has no {suffix}: that of ses-{reference.session} is its reference'
+            )
         problem = _reference_problem(config, reference, scans)
         if problem:
             if problem not in plan.errors:
@@ -253,7 +268,9 @@ def _plan_sessions(config: Config, plan: ParticipantPlan, chosen, others: list[_
             continue
         folders = config.execution.derivatives
         mask = find_derivative(folders, plan.participant, reference.session, '*desc-brain_mask.nii*')
-        scaffold = find_derivative(folders, plan.participant, reference.session, f'*desc-scaffold_{suffix}.h5')
+        scaffold = find_derivative(
+            folders, plan.participant, reference.session, f'*desc-scaffold_{suffix}.h5'
+        )
         plan.sessions.append(
             SessionPlan(
                 participant=plan.participant,
@@ -300,7 +317,9 @@ def _plan_target(config: Config, plan: ParticipantPlan, scan: _Scan) -> TargetPl
         average = n_volumes > 1
     elif n_volumes > 1:
         if name.datatype != 'perf':
-            raise InputError(f'{scan.path} has 4 dimensions where 3 are needed: extract one volume (or average).')
+            raise InputError(
+                f'{scan.path} has 4 dimensions where 3 are needed: extract one volume (or average).'
+            )
         average = True
     metadata = read_metadata(scan.path, config.bids_dir)
     axis, axis_remark = slice_axis(header, metadata)

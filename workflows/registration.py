@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bids_gsrecon.workflows.literate import LiterateWorkflow
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_gsrecon.interfaces.images import PrepareTarget, RegisterRigid
-from bids_gsrecon.workflows.literate import LiterateWorkflow
 
 
 def init_registration_wf(
@@ -72,7 +72,9 @@ def init_registration_wf(
         'mutual information at the voxels of its slices.'
     )
     if volumes:
-        workflow.__desc__ += ' Of diffusion series the mean of the volumes without diffusion weighting was used.'
+        workflow.__desc__ += (
+            ' Of diffusion series the mean of the volumes without diffusion weighting was used.'
+        )
     elif average:
         workflow.__desc__ += ' Perfusion series were averaged over time.'
     return workflow

@@ -36,9 +36,13 @@ def check_folders(config: Config) -> None:
         return
     suggestion = bids_dir / 'derivatives' / 'bids_gsrecon'
     if output_dir == bids_dir:
-        raise InputError(f'the output folder is the input dataset {bids_dir}: choose another, e.g. {suggestion}.')
+        raise InputError(
+            f'the output folder is the input dataset {bids_dir}: choose another, e.g. {suggestion}.'
+        )
     if bids_dir in output_dir.parents and bids_dir / 'derivatives' not in output_dir.parents:
-        raise InputError(f'the output folder {output_dir} lies inside the input dataset: choose e.g. {suggestion}.')
+        raise InputError(
+            f'the output folder {output_dir} lies inside the input dataset: choose e.g. {suggestion}.'
+        )
     if work_dir == bids_dir or bids_dir in work_dir.parents:
         raise InputError(f'the work folder {work_dir} lies inside the input dataset: choose another with -w.')
     if work_dir == output_dir:
@@ -54,7 +58,9 @@ def _check_writable(folder: Path, role: str) -> None:
         probe.write_bytes(b'')
         probe.unlink()
     except OSError as error:
-        raise InputError(f'the {role} {folder} cannot be written ({error.strerror}): choose another.') from error
+        raise InputError(
+            f'the {role} {folder} cannot be written ({error.strerror}): choose another.'
+        ) from error
 
 
 def find_participants(bids_dir: Path, wanted: list[str]) -> tuple[list[str], list[str]]:
@@ -118,7 +124,9 @@ def check_cuda() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise InputError('--device cuda was asked for, but PyTorch sees no CUDA device: use --device auto or cpu.')
+        raise InputError(
+            '--device cuda was asked for, but PyTorch sees no CUDA device: use --device auto or cpu.'
+        )
 
 
 def dataset_messages(config: Config) -> list[str]:
@@ -150,10 +158,14 @@ def _validator_messages(bids_dir: Path) -> list[str]:
     command = [VALIDATOR, str(bids_dir), '--format', 'json', '--ignoreWarnings', '--ignoreNiftiHeaders']
     environ = {**os.environ, 'DENO_NO_UPDATE_CHECK': '1'}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=VALIDATOR_SECONDS, env=environ, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=VALIDATOR_SECONDS, env=environ, check=False
+        )
         issues = json.loads(done.stdout)['issues']['issues']
     except subprocess.TimeoutExpired:
-        return [f'the BIDS validator took more than {VALIDATOR_SECONDS} s and was stopped (--skip-bids-validation).']
+        return [
+            f'the BIDS validator took more than {VALIDATOR_SECONDS} s and was stopped (--skip-bids-validation).'
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return ['the BIDS validator could not be run; going on without it.']
     kinds: dict[str, list[str]] = {}

@@ -58,9 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='header',
         help='trust the headers (default), or register each target to REFERENCE first',
     )
-    pose.add_argument(
-        '--no-refine-pose', action='store_true', help='keep that pose: no refinement inside the fit'
-    )
     model = parser.add_argument_group('model')
     model.add_argument('--scaffold', metavar='FIELD.h5', help='reuse a scaffold learned from this REFERENCE')
     model.add_argument(

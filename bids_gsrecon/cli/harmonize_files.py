@@ -71,7 +71,6 @@ def read_inputs(args) -> HarmonizeInputs:
         mask, mask_source = find_support(reference)
     options = HarmonizeOptions(
         relax_geometry=args.relax_geometry,
-        refine_pose=not args.no_refine_pose,
         n_threads=args.threads or 0,
     )
     volumes = [_load_target(path, args) for path in args.targets]
@@ -248,7 +247,7 @@ def _sidecar(args, inputs, result, contrast, target, path) -> dict:
         'Mask': inputs.mask_source,
         'SliceAxis': target.profile.axis,
         'SliceProfile': target.profile.kind,
-        'SliceThickness': target.profile.thickness_mm,
+        'SliceThickness': round(target.profile.thickness_mm, 6),
         'Registration': args.register,
         'TargetToReferenceRAS': np.asarray(contrast.target_to_reference, dtype=float).tolist(),
         'RandomSeed': args.random_seed,

@@ -89,7 +89,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_bids(group):
     group.add_argument(
-        '--participant-label', nargs='+', type=_label('sub-'), help='participants to process (sub- may be left out)'
+        '--participant-label',
+        nargs='+',
+        type=_label('sub-'),
+        help='participants to process (sub- may be left out)',
     )
     group.add_argument(
         '--session-label', nargs='+', type=_label('ses-'), help='sessions to process (ses- may be left out)'
@@ -117,17 +120,33 @@ def _add_bids(group):
 
 def _add_performance(group):
     group.add_argument(
-        '--nprocs', '--nthreads', '--n-cpus', type=_positive_int, metavar='N', help='processors over all nodes'
+        '--nprocs',
+        '--nthreads',
+        '--n-cpus',
+        type=_positive_int,
+        metavar='N',
+        help='processors over all nodes',
     )
     group.add_argument('--omp-nthreads', type=_positive_int, metavar='N', help='threads of one node')
     group.add_argument(
-        '--mem', '--mem-mb', type=_memory, metavar='SIZE', help='memory for all nodes: 16G, 16000M (M is default)'
+        '--mem',
+        '--mem-mb',
+        type=_memory,
+        metavar='SIZE',
+        help='memory for all nodes: 16G, 16000M (M is default)',
     )
     group.add_argument(
-        '--low-mem', action='store_true', default=None, help='one reconstruction at a time, to use less memory'
+        '--low-mem',
+        action='store_true',
+        default=None,
+        help='one reconstruction at a time, to use less memory',
     )
     group.add_argument(
-        '--use-plugin', '--nipype-plugin-file', type=Path, metavar='FILE', help='nipype plugin configuration (YAML)'
+        '--use-plugin',
+        '--nipype-plugin-file',
+        type=Path,
+        metavar='FILE',
+        help='nipype plugin configuration (YAML)',
     )
     group.add_argument(
         '--sloppy', action='store_true', default=None, help='low-quality fast settings: FOR TESTING ONLY'
@@ -136,22 +155,32 @@ def _add_performance(group):
 
 def _add_behaviour(group):
     flag = {'action': 'store_true', 'default': None}
-    group.add_argument('-w', '--work-dir', type=Path, metavar='PATH', help='intermediate results (default: ./work)')
-    group.add_argument('--clean-workdir', **flag, help='start over: remove what earlier runs left in the work dir')
+    group.add_argument(
+        '-w', '--work-dir', type=Path, metavar='PATH', help='intermediate results (default: ./work)'
+    )
+    group.add_argument(
+        '--clean-workdir', **flag, help='start over: remove what earlier runs left in the work dir'
+    )
     group.add_argument('--random-seed', type=int, metavar='N', help='seed of everything random (default: 0)')
-    group.add_argument('--reports-only', **flag, help='only write the reports again, from the existing figures')
+    group.add_argument(
+        '--reports-only', **flag, help='only write the reports again, from the existing figures'
+    )
     group.add_argument('--boilerplate-only', **flag, help='only write the methods text (logs/CITATION.md)')
     group.add_argument('--stop-on-first-crash', **flag, help='stop everything at the first error')
     group.add_argument('--resource-monitor', **flag, help='record memory and processor use of every node')
     group.add_argument('--write-graph', **flag, help='write the graph of the workflow to logs/<run>/')
-    group.add_argument('--config-file', type=Path, metavar='FILE', help='TOML settings; the command line overrides')
+    group.add_argument(
+        '--config-file', type=Path, metavar='FILE', help='TOML settings; the command line overrides'
+    )
     group.add_argument('--notrack', **flag, help='accepted and without effect: nothing is ever sent')
 
 
 def _add_method(group):
     methods = '; '.join(f'{r.name}: {r.summary}' for r in RECONS.values() if r.runnable)
     group.add_argument(
-        '--recon', choices=['auto', *RECONS], help=f'the method (default: auto, from the data). In this version {methods}'
+        '--recon',
+        choices=['auto', *RECONS],
+        help=f'the method (default: auto, from the data). In this version {methods}',
     )
     group.add_argument(
         '--reference',
@@ -159,39 +188,75 @@ def _add_method(group):
         help='contrast on whose grid all others are brought, by its BIDS suffix (default: T1w)',
     )
     group.add_argument(
-        '--output-spaces', nargs='+', metavar='SPACE', help='only the native space of the reference: T1w (default)'
+        '--output-spaces',
+        nargs='+',
+        metavar='SPACE',
+        help='only the native space of the reference: T1w (default)',
     )
     group.add_argument(
         '--output-resolution', type=_positive_float, metavar='MM', help='isotropic voxel size of the output'
     )
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], help='where to compute (default: auto)')
     group.add_argument(
-        '--brain-template', metavar='NAME', help='template for brain masks: auto, or a T1w NIfTI file with a mask'
+        '--brain-template',
+        metavar='NAME',
+        help='template for brain masks: auto, or a T1w NIfTI file with a mask',
     )
 
 
 def _add_harmonize(group):
     optional = argparse.BooleanOptionalAction
     group.add_argument(
-        '--slice-profile', choices=['auto', 'box', 'gaussian'], help='how a slice weighs its tissue (default: auto, box)'
+        '--slice-profile',
+        choices=['auto', 'box', 'gaussian'],
+        help='how a slice weighs its tissue (default: auto, box)',
     )
-    group.add_argument('--gaussians-per-voxel', type=_positive_float, metavar='X', help='density of the scaffold')
-    group.add_argument('--scaffold-iterations', type=_positive_int, metavar='N', help='steps of scaffold learning')
-    group.add_argument('--guidance-strength', type=_positive_float, metavar='X', help='weight of the reference')
-    group.add_argument('--guidance-bandwidth', type=_positive_float, metavar='X', help='contrast the guidance ignores')
-    group.add_argument('--in-plane-learning', action=optional, help='learn missing detail in plane (default: yes)')
-    group.add_argument('--detail-gaussians', action=optional, help='contrast-only Gaussians, for lesions (default: yes)')
-    group.add_argument('--relax-geometry', action=optional, help='let each contrast move the scaffold (default: no)')
-    group.add_argument('--refine-pose', action=optional, help='refine the registration in the fit (default: yes)')
-    group.add_argument('--uncertainty', action=optional, help='write a map of the expected error (default: yes)')
+    group.add_argument(
+        '--gaussians-per-voxel', type=_positive_float, metavar='X', help='density of the scaffold'
+    )
+    group.add_argument(
+        '--scaffold-iterations', type=_positive_int, metavar='N', help='steps of scaffold learning'
+    )
+    group.add_argument(
+        '--guidance-strength', type=_positive_float, metavar='X', help='weight of the reference'
+    )
+    group.add_argument(
+        '--guidance-bandwidth', type=_positive_float, metavar='X', help='contrast the guidance ignores'
+    )
+    group.add_argument(
+        '--in-plane-learning', action=optional, help='learn missing detail in plane (default: yes)'
+    )
+    group.add_argument(
+        '--detail-gaussians', action=optional, help='contrast-only Gaussians, for lesions (default: yes)'
+    )
+    group.add_argument(
+        '--relax-geometry', action=optional, help='let each contrast move the scaffold (default: no)'
+    )
+    group.add_argument(
+        '--uncertainty', action=optional, help='write a map of the expected error (default: yes)'
+    )
 
 
 # How the settings are called on the command line (argparse dest) and in the sections of the config file.
-_EXECUTION = (
-    'participant_label session_label bids_filter_file bids_database_dir skip_bids_validation sloppy low_mem work_dir '
-    'clean_workdir random_seed reports_only boilerplate_only stop_on_first_crash resource_monitor write_graph verbose '
-    'output_spaces'
-).split()
+_EXECUTION = [
+    'participant_label',
+    'session_label',
+    'bids_filter_file',
+    'bids_database_dir',
+    'skip_bids_validation',
+    'sloppy',
+    'low_mem',
+    'work_dir',
+    'clean_workdir',
+    'random_seed',
+    'reports_only',
+    'boilerplate_only',
+    'stop_on_first_crash',
+    'resource_monitor',
+    'write_graph',
+    'verbose',
+    'output_spaces',
+]
 _RESOURCES = {'nprocs': 'nprocs', 'omp_nthreads': 'omp_nthreads', 'mem': 'memory_gb'}
 _METHOD = {
     'recon': 'recon',
@@ -201,10 +266,16 @@ _METHOD = {
     'brain_template': 'brain_template',
     'slice_profile': 'slice_profile',
 }
-_HARMONIZE = (
-    'gaussians_per_voxel scaffold_iterations guidance_strength guidance_bandwidth in_plane_learning detail_gaussians '
-    'relax_geometry refine_pose uncertainty'
-).split()
+_HARMONIZE = [
+    'gaussians_per_voxel',
+    'scaffold_iterations',
+    'guidance_strength',
+    'guidance_bandwidth',
+    'in_plane_learning',
+    'detail_gaussians',
+    'relax_geometry',
+    'uncertainty',
+]
 _SLOPPY = {'gaussians_per_voxel': 0.15, 'scaffold_iterations': 6, 'in_plane_learning': False}
 
 
@@ -231,7 +302,9 @@ def parse_args(arguments=None) -> Config:
 def _config_from(given) -> Config:
     sections = read_sections(given.config_file) if given.config_file else {}
     execution = Execution(**sections.get('execution', {}))
-    resources = Resources(**{'nprocs': 0, 'omp_nthreads': 0, 'memory_gb': 0.0, **sections.get('resources', {})})
+    resources = Resources(
+        **{'nprocs': 0, 'omp_nthreads': 0, 'memory_gb': 0.0, **sections.get('resources', {})}
+    )
     method = Method(**sections.get('method', {}))
     for name in _EXECUTION:
         value = getattr(given, name)
@@ -259,7 +332,9 @@ def _config_from(given) -> Config:
         execution.derivatives = checks.parse_derivatives(given.derivatives)
     execution.run_uuid = f'{time.strftime("%Y%m%d-%H%M%S")}_{uuid.uuid4()}'
     if given.use_plugin is not None:
-        resources.plugin, resources.plugin_args = _read_plugin_file(given.use_plugin, given.nprocs is None, resources)
+        resources.plugin, resources.plugin_args = _read_plugin_file(
+            given.use_plugin, given.nprocs is None, resources
+        )
     resources.nprocs = resources.nprocs or available_cpus()
     resources.omp_nthreads = min(resources.omp_nthreads or min(resources.nprocs, 8), resources.nprocs)
     resources.memory_gb = resources.memory_gb or available_memory_gb()
@@ -274,7 +349,9 @@ def _read_plugin_file(path: Path, read_nprocs: bool, resources: Resources):
         content = yaml.safe_load(path.read_text())
         plugin, plugin_args = str(content['plugin']), dict(content.get('plugin_args') or {})
     except (OSError, yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f'{path} is not a nipype plugin file: it needs a key "plugin" ({error!r}).') from error
+        raise InputError(
+            f'{path} is not a nipype plugin file: it needs a key "plugin" ({error!r}).'
+        ) from error
     if read_nprocs and isinstance(plugin_args.get('n_procs'), int):
         resources.nprocs = plugin_args['n_procs']
     if isinstance(plugin_args.get('memory_gb'), (int, float)) and not resources.memory_gb:
@@ -290,7 +367,9 @@ def _check(config: Config) -> None:
     if method.recon != 'auto' and not RECONS[method.recon].runnable:
         raise InputError(not_runnable_message(method.recon))
     wanted = execution.participant_label
-    execution.participant_label, execution.unknown_participants = checks.find_participants(config.bids_dir, wanted)
+    execution.participant_label, execution.unknown_participants = checks.find_participants(
+        config.bids_dir, wanted
+    )
     checks.check_sessions(config)
     if execution.bids_filter_file:
         read_filters(execution.bids_filter_file)
@@ -314,5 +393,7 @@ def read_filters(path) -> dict[str, dict]:
     except (OSError, ValueError) as error:
         raise InputError(f'--bids-filter-file {path} is not readable JSON ({error}).') from error
     if not isinstance(filters, dict) or not all(isinstance(value, dict) for value in filters.values()):
-        raise InputError(f'--bids-filter-file {path} must hold one JSON object per suffix, e.g. {{"t1w": {{}}}}.')
+        raise InputError(
+            f'--bids-filter-file {path} must hold one JSON object per suffix, e.g. {{"t1w": {{}}}}.'
+        )
     return {name.lower(): value for name, value in filters.items()}

@@ -45,7 +45,7 @@ class Head:
         return Volume(np.where(self.mask, np.maximum(image, 0.02), 0), self.lattice)
 
 
-def head_from_maps(t1w: Volume, gray, white, *, rng: np.random.Generator, warp_mm: float = 3.0) -> Head:
+def head_from_maps(t1w: Volume, gray, white, *, rng: np.random.Generator, warp_mm: float = 2.0) -> Head:
     """A subject from a skull-stripped T1w template and its tissue probability maps.
 
     The maps are warped smoothly (so that no subject is the template itself) and sharpened (an average of many

@@ -24,10 +24,46 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces.io import write_atomically
 
 # The order of the BIDS schema (bids-validator-deno 3 checks it).
-ENTITY_ORDER = (
-    'sub tpl ses cohort sample task tracksys acq nuc voi ce trc stain rec dir run mod echo flip inv mt part proc '
-    'hemi space split recording chunk atlas seg scale res den label desc from to mode'
-).split()
+ENTITY_ORDER = [
+    'sub',
+    'tpl',
+    'ses',
+    'cohort',
+    'sample',
+    'task',
+    'tracksys',
+    'acq',
+    'nuc',
+    'voi',
+    'ce',
+    'trc',
+    'stain',
+    'rec',
+    'dir',
+    'run',
+    'mod',
+    'echo',
+    'flip',
+    'inv',
+    'mt',
+    'part',
+    'proc',
+    'hemi',
+    'space',
+    'split',
+    'recording',
+    'chunk',
+    'atlas',
+    'seg',
+    'scale',
+    'res',
+    'den',
+    'label',
+    'desc',
+    'from',
+    'to',
+    'mode',
+]
 DATATYPES = ('anat', 'dwi', 'perf', 'func', 'fmap', 'pet', 'figures')
 
 
@@ -105,7 +141,9 @@ class _DerivativeInputSpec(BaseInterfaceInputSpec):
     out_path = traits.Str(mandatory=True, desc='path below the root, with extension')
     metadata = traits.Dict(desc='content of the JSON sidecar; none is written if undefined')
     metadata_file = File(exists=True, desc='JSON whose keys are added to the sidecar')
-    companions = traits.Dict(traits.Str, traits.Str, desc='small text files to write: path below the root, text')
+    companions = traits.Dict(
+        traits.Str, traits.Str, desc='small text files to write: path below the root, text'
+    )
 
 
 class _DerivativeOutputSpec(TraitedSpec):

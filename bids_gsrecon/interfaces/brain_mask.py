@@ -25,6 +25,9 @@ from bids_gsrecon.interfaces.io import load_mask, load_volume
 
 WORKING_MM = 2.0
 OPENING_MM = 3.0
+# How far beyond the template's brain the metric looks: further out its zeros would match the air
+# around the head, and the mask would grow over skull and scalp.
+RIM_MM = 0.5
 # A field of view that cannot hold a head: no template is fitted there.
 MIN_HEAD_MM = 110.0
 PLAUSIBLE_LITRES = (0.3, 2.3)
@@ -177,31 +180,28 @@ def _affine_start(head: Volume, template: Template) -> tuple[np.ndarray, float]:
 
 
 def _warped_probability(head: Volume, template: Template, affine: np.ndarray, seed: int) -> np.ndarray:
-    """The template's brain mask (0..1) on the head's grid after ANTs' affine and SyN stages."""
+    """The template's brain mask (0..1) on the head's grid after ANTs' affine and SyN stages.
+
+    The template is ANTs' fixed image and its brain the domain of the metric: sampled in the head instead,
+    the metric would gain by growing the brain until the template's empty surroundings leave the domain.
+    """
     ants = import_ants(seed)
-    placed = Volume(template.image.data, template.image.lattice.moved(affine))
-    near = dilated(_resampled(template.mask, placed.lattice, head.lattice) > 0.5, head.lattice, 8.0)
-    fixed, moving = to_ants(head), to_ants(_rectified(placed, head.lattice))
-    brain = to_ants(_rectified(Volume(template.mask, placed.lattice), head.lattice))
-    mask = to_ants(Volume(near, head.lattice))
-    pair = f'{pointer(fixed)},{pointer(moving)}'
+    placed = template.image.lattice.moved(affine)
+    image = to_ants(Volume(_resampled(template.image.data, placed, head.lattice), head.lattice))
+    brain = _resampled(template.mask, placed, head.lattice)
+    mask = to_ants(Volume(dilated(brain > 0.5, head.lattice, RIM_MM), head.lattice))
+    target = to_ants(head)
+    pair = f'{pointer(image)},{pointer(target)}'
     with ants_scratch() as folder:
         arguments = ['--output', folder / 'x', '--masks', f'[{pointer(mask)},NA]']
-        arguments += ['--initial-moving-transform', 'Identity', '--transform', 'Affine[0.1]']
-        arguments += ['--metric', f'Mattes[{pair},1,32,Regular,0.3]', '--convergence', '[60x40,1e-6,10]']
-        arguments += ['--shrink-factors', '2x1', '--smoothing-sigmas', '2x1mm']
-        arguments += ['--transform', 'SyN[0.15,3,0.5]', '--metric', f'Mattes[{pair},1,32]']
-        arguments += [
-            '--convergence',
-            '[40x20,1e-6,8]',
-            '--shrink-factors',
-            '3x2',
-            '--smoothing-sigmas',
-            '3x2mm',
-        ]
+        arguments += ['--initial-moving-transform', 'Identity']
+        arguments += ['--transform', 'SyN[0.1,3,1]', '--metric', f'Mattes[{pair},1,32]']
+        arguments += ['--convergence', '[30x20,1e-6,8]', '--shrink-factors', '3x2', '--smoothing-sigmas', '3x2mm']
         ants_registration(arguments, seed=seed)
         warped = ants.apply_transforms(
-            fixed, brain, [str(folder / 'x1Warp.nii.gz'), str(folder / 'x0GenericAffine.mat')]
+            target,
+            to_ants(Volume(brain, head.lattice)),
+            [str(folder / 'x1InverseWarp.nii.gz')],
         )
         return warped.numpy()
 
@@ -211,11 +211,6 @@ def _resampled(data: np.ndarray, source: Lattice, target: Lattice, order: int = 
     return ndimage.affine_transform(
         data.astype(np.float32), matrix[:3, :3], matrix[:3, 3], target.shape, order=order
     )
-
-
-def _rectified(placed: Volume, lattice: Lattice) -> Volume:
-    """``placed`` (its affine may shear after an affine fit, which ITK cannot express) on the head's grid."""
-    return Volume(_resampled(placed.data, placed.lattice, lattice), lattice)
 
 
 def _refined(head: Volume, probability: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ class LearnScaffold(SimpleInterface):
         if isdefined(self.inputs.scaffold_file):
             scaffold = load_scaffold(self.inputs.scaffold_file, reference)
         else:
-            scaffold = learn_scaffold(reference, mask=mask, options=_options(self.inputs), seed=self.inputs.seed)
+            scaffold = learn_scaffold(reference, mask, options=_options(self.inputs), seed=self.inputs.seed)
         out_file = Path(runtime.cwd) / 'scaffold.h5'
         save_field(out_file, [scaffold], _lattice_metadata(reference.lattice))
         self._results['scaffold_file'] = str(out_file)
@@ -63,11 +63,14 @@ class _HarmonizeContrastInputSpec(_CommonInputSpec):
     scaffold_file = File(exists=True, mandatory=True, desc='what LearnScaffold wrote')
     target = File(exists=True, mandatory=True, desc='thick-slice contrast, 3D')
     transform = File(exists=True, mandatory=True, desc='target to reference, ITK')
-    name = traits.Str(mandatory=True, desc='name of the contrast, a file name in messages')
+    name = traits.Str(mandatory=True, desc='name of the contrast: its channel in the field')
+    source = traits.Str(mandatory=True, desc='file of the contrast, for messages')
     slice_axis = traits.Range(0, 2, mandatory=True, desc='stored axis of the slices')
     slice_thickness_mm = traits.Float(mandatory=True)
     slice_profile = traits.Enum('box', 'gaussian', usedefault=True)
-    output_resolution_mm = traits.Float(0.0, usedefault=True, desc='isotropic voxels; 0: the grid of the reference')
+    output_resolution_mm = traits.Float(
+        0.0, usedefault=True, desc='isotropic voxels; 0: the grid of the reference'
+    )
 
 
 class _HarmonizeContrastOutputSpec(TraitedSpec):
@@ -114,13 +117,15 @@ class HarmonizeContrast(SimpleInterface):
         except InputError:
             raise
         except ValueError as error:
-            raise InputError(f'{inputs.name}: {str(error).rstrip(".")}.') from error
+            raise InputError(f'{inputs.source}: {str(error).rstrip(".")}.') from error
         contrast, affine = result.contrasts[0], result.lattice.affine
         out = self._results
         out['out_file'] = str(save_volume(folder / 'image.nii.gz', contrast.image, affine))
         out['out_mask'] = str(save_volume(folder / 'mask.nii.gz', result.mask, affine, dtype=np.uint8))
         if contrast.uncertainty is not None:
-            out['out_uncertainty'] = str(save_volume(folder / 'uncertainty.nii.gz', contrast.uncertainty, affine))
+            out['out_uncertainty'] = str(
+                save_volume(folder / 'uncertainty.nii.gz', contrast.uncertainty, affine)
+            )
         out['out_residual'] = str(save_volume(folder / 'residual.nii.gz', contrast.residual, volume.affine))
         out['out_transform'] = str(save_itk_transform(folder / 'refined.txt', contrast.target_to_reference))
         out['out_field'] = str(folder / 'field.h5')
@@ -133,7 +138,10 @@ class HarmonizeContrast(SimpleInterface):
             'RandomSeed': inputs.seed,
             'HarmonizeOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
             'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
-            'FiguresOfMerit': {k: float(v) for k, v in contrast.figures.items()},
+            # Times differ from run to run; everything else here is the same for the same input and seed.
+            'FiguresOfMerit': {
+                k: float(v) for k, v in contrast.figures.items() if not k.startswith('seconds')
+            },
         }
         metadata_file = folder / 'metadata.json'
         metadata_file.write_text(json.dumps(metadata, indent=2))
@@ -156,7 +164,9 @@ def load_scaffold(path, reference):
     try:
         loaded = load_field(path)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f'{path} is not a field of Gaussians ({error}): leave it out to learn it again.') from error
+        raise InputError(
+            f'{path} is not a field of Gaussians ({error}): leave it out to learn it again.'
+        ) from error
     layers = loaded[0] if isinstance(loaded, tuple) else loaded
     scaffold = layers[0]
     inside = reference.lattice.to_index(scaffold.means_mm)

@@ -162,14 +162,18 @@ def b0_volumes(path, n_volumes: int) -> list[int]:
     try:
         values = np.array(bval.read_text().split(), dtype=float)
     except OSError as error:
-        raise InputError(f'{path} has no {bval.name} beside it: add it, so that its b=0 volumes are known.') from error
+        raise InputError(
+            f'{path} has no {bval.name} beside it: add it, so that its b=0 volumes are known.'
+        ) from error
     except ValueError as error:
         raise InputError(f'{bval} does not hold numbers: repair it.') from error
     if len(values) != n_volumes:
         raise InputError(f'{bval} has {len(values)} values for {n_volumes} volumes: repair it.')
     chosen = np.flatnonzero(values <= B0_MAX)
     if len(chosen) == 0:
-        raise InputError(f'{path} has no b=0 volume (lowest b is {values.min():g}): leave it out with a filter file.')
+        raise InputError(
+            f'{path} has no b=0 volume (lowest b is {values.min():g}): leave it out with a filter file.'
+        )
     return chosen.tolist()
 
 
@@ -178,7 +182,9 @@ def read_metadata(path, bids_dir) -> dict:
     path, bids_dir = Path(path), Path(bids_dir)
     *entities, suffix = path.name.split('.')[0].split('_')
     merged: dict = {}
-    folders = [folder for folder in (path.parent, *path.parents) if bids_dir == folder or bids_dir in folder.parents]
+    folders = [
+        folder for folder in (path.parent, *path.parents) if bids_dir == folder or bids_dir in folder.parents
+    ]
     for folder in sorted(set(folders), key=lambda item: len(item.parts)):
         sidecars = []
         for sidecar in folder.glob(f'*{suffix}.json'):

@@ -51,9 +51,13 @@ class PrepareTarget(SimpleInterface):
             try:
                 data = np.asanyarray(image.dataobj)[..., self.inputs.volumes].mean(-1, dtype=np.float64)
             except Exception as error:
-                raise InputError(f'{path} cannot be read ({error}): the file is truncated; copy it again.') from error
+                raise InputError(
+                    f'{path} cannot be read ({error}): the file is truncated; copy it again.'
+                ) from error
             if not np.isfinite(data).all():
-                raise InputError(f'{path} holds NaN or infinite values: replace them (for instance by 0) first.')
+                raise InputError(
+                    f'{path} holds NaN or infinite values: replace them (for instance by 0) first.'
+                )
             save_volume(out_file, data, image.affine)
             load_volume(out_file)
         else:
@@ -68,7 +72,9 @@ class PrepareTarget(SimpleInterface):
 
 class _CheckReferenceInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc='the reference')
-    accept_thick = traits.Bool(False, usedefault=True, desc='the user named this reference: thick slices are accepted')
+    accept_thick = traits.Bool(
+        False, usedefault=True, desc='the user named this reference: thick slices are accepted'
+    )
 
 
 class _CheckReferenceOutputSpec(TraitedSpec):
@@ -106,6 +112,7 @@ class _FindBrainMaskInputSpec(BaseInterfaceInputSpec):
 class _FindBrainMaskOutputSpec(TraitedSpec):
     out_mask = File(exists=True, desc='mask on the grid of the image, uint8')
     metadata_file = File(exists=True, desc='JSON: how the mask was found')
+    image_metadata_file = File(exists=True, desc='JSON: whether the image is skull-stripped')
 
 
 class FindBrainMask(SimpleInterface):
@@ -117,6 +124,7 @@ class FindBrainMask(SimpleInterface):
     def _run_interface(self, runtime):
         import json
 
+        from bids_gsrecon.imaging.foreground import skull_stripped_support
         from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
 
         volume = load_volume(self.inputs.in_file)
@@ -142,7 +150,11 @@ class FindBrainMask(SimpleInterface):
         out_mask = save_volume(Path(runtime.cwd) / 'brain_mask.nii.gz', mask, volume.affine, dtype=np.uint8)
         metadata_file = Path(runtime.cwd) / 'brain_mask.json'
         metadata_file.write_text(json.dumps({'Description': f'brain mask ({how})', 'MaskSource': how}))
+        image_metadata_file = Path(runtime.cwd) / 'image.json'
+        stripped = skull_stripped_support(volume) is not None
+        image_metadata_file.write_text(json.dumps({'SkullStripped': stripped}))
         self._results['out_mask'], self._results['metadata_file'] = str(out_mask), str(metadata_file)
+        self._results['image_metadata_file'] = str(image_metadata_file)
         return runtime
 
 
@@ -225,5 +237,8 @@ class RegisterRigid(SimpleInterface):
         }
         metadata_file = Path(runtime.cwd) / 'registration.json'
         metadata_file.write_text(json.dumps(metadata))
-        self._results['out_transform'], self._results['metadata_file'] = str(out_transform), str(metadata_file)
+        self._results['out_transform'], self._results['metadata_file'] = (
+            str(out_transform),
+            str(metadata_file),
+        )
         return runtime

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from traceback import format_exception
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.pipeline.plugins.slurm import SLURMPlugin
@@ -17,18 +18,19 @@ def initialise_worker(folder: str, nipype_level: str) -> None:
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
     import logging
 
-    from nipype import logging as nipype_logging
+    import nipype  # noqa: F401 - sets its own levels, once; ours come after
 
     for name in ('nipype.workflow', 'nipype.utils', 'nipype.interface', 'nipype.filemanip'):
-        nipype_logging.getLogger(name.split('.', 1)[1])  # nipype sets its own level once, here
         logging.getLogger(name).setLevel(nipype_level)
 
 
 class ResilientMultiProc(MultiProcPlugin):
     """MultiProc that notices a worker killed from outside (out of memory).
 
-    nipype's plugin waits forever for the result of such a worker. Here the lost task becomes a failed node
-    with a sentence that names it, its memory and the remedy, and the pool is made anew for the others.
+    nipype's plugin waits forever for the result of such a worker. A killed worker also takes the tasks of its
+    healthy neighbours with it. Here every lost task is tried once more in a process of its own, so that only
+    the guilty one is lost again: it becomes a failed node, with a sentence that names it, its memory and the
+    remedy.
 
     Parameters
     ----------
@@ -38,14 +40,14 @@ class ResilientMultiProc(MultiProcPlugin):
 
     def __init__(self, plugin_args=None):
         super().__init__(plugin_args=plugin_args)
-        self._nodes: dict[int, tuple[str, float]] = {}
-        self._broken = False
         self.pool.shutdown(wait=False)  # never used: ours has another initialiser and start method
-        self.pool = self._new_pool()
+        self.pool = self._new_pool(self.processors)
+        self._jobs: dict[int, tuple] = {}  # task: (node, updatehash)
+        self._retries: dict[int, ProcessPoolExecutor] = {}
 
-    def _new_pool(self) -> ProcessPoolExecutor:
+    def _new_pool(self, n_workers: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            max_workers=self.processors,
+            max_workers=n_workers,
             initializer=initialise_worker,
             initargs=(self._cwd, self.plugin_args.get('nipype_level', 'CRITICAL')),
             # Not fork: the parent has threads (progress bar, pool management).
@@ -53,34 +55,44 @@ class ResilientMultiProc(MultiProcPlugin):
         )
 
     def _submit_job(self, node, updatehash=False):
-        if self._broken:
-            self.pool.shutdown(wait=False)
-            self.pool = self._new_pool()
-            self._broken = False
         self._taskid += 1
         task = self._taskid
-        self._nodes[task] = (node.fullname, node.mem_gb)
+        self._jobs[task] = (node, updatehash)
         try:
-            future = self.pool.submit(run_node, node, updatehash, task)
+            self._task_obj[task] = self.pool.submit(run_node, node, updatehash, task)
         except BrokenProcessPool:
-            self.pool = self._new_pool()
-            future = self.pool.submit(run_node, node, updatehash, task)
-        self._task_obj[task] = future
-        future.add_done_callback(lambda done: self._collect(task, done))
+            self.pool.shutdown(wait=False)
+            self.pool = self._new_pool(self.processors)
+            self._task_obj[task] = self.pool.submit(run_node, node, updatehash, task)
         return task
 
-    def _collect(self, task: int, future) -> None:
-        """Store the result of a task; an exception of the pool itself becomes a failed task."""
+    def _get_result(self, taskid):
+        """The result of a finished task, None while it runs; called by nipype's polling loop."""
+        future = self._task_obj[taskid]
+        if not future.done():
+            return None
+        node, updatehash = self._jobs[taskid]
         try:
-            result = future.result()
-        except BaseException as error:  # noqa: BLE001 - also CancelledError: a lost task must never hang the run
-            self._broken = self._broken or isinstance(error, BrokenProcessPool)
-            name, mem_gb = self._nodes[task]
-            result = {'result': None, 'taskid': task, 'traceback': [killed_message(name, mem_gb, error)]}
-        self._taskresult[task] = result
+            return future.result()
+        except (BrokenProcessPool, CancelledError) as error:
+            if taskid in self._retries:
+                lines = [killed_message(node.fullname, node.mem_gb, error)]
+                return {'result': None, 'taskid': taskid, 'traceback': lines}
+            self._retries[taskid] = self._new_pool(1)
+            self._task_obj[taskid] = self._retries[taskid].submit(run_node, node, updatehash, taskid)
+            return None
+        except Exception as error:  # the result could not be sent back (pickling): the task's own failure
+            return {'result': None, 'taskid': taskid, 'traceback': format_exception(error)}
+
+    def _clear_task(self, taskid):
+        super()._clear_task(taskid)
+        del self._jobs[taskid]
+        if taskid in self._retries:
+            self._retries.pop(taskid).shutdown(wait=False)
 
     def _postrun_check(self):
-        self.pool.shutdown(wait=not self._broken)
+        for pool in [self.pool, *self._retries.values()]:
+            pool.shutdown(wait=False)
 
 
 class ReadableSLURM(SLURMPlugin):

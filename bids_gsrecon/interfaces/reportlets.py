@@ -87,12 +87,14 @@ class HarmonizeReportlets(SimpleInterface):
             'after': figures.gray_montage(result, view, window=window, order=0),
             'registration': figures.registration_montage(target, reference, view, window=window, mask=mask),
         }
-        sigma = inputs.noise_sigma if isdefined(inputs.noise_sigma) else None
+        merit = self._merit(target, result)
+        sigma = inputs.noise_sigma if isdefined(inputs.noise_sigma) else _noise_sigma(merit['figures'])
         if isdefined(inputs.uncertainty):
             pictures['uncertainty'] = figures.uncertainty_montage(_load(inputs.uncertainty), view, mask)
         if isdefined(inputs.residual):
-            pictures['residual'] = figures.residual_montage(_load(inputs.residual), noise_sigma=sigma)
-        contents = {**pictures, 'merit': _json_bytes(self._merit(target, result))}
+            residual = _inside(_load(inputs.residual), target.lattice, mask)
+            pictures['residual'] = figures.residual_montage(residual, noise_sigma=sigma)
+        contents = {**pictures, 'merit': _json_bytes(merit)}
         _write_parts(self, contents, Path(runtime.cwd))
         return runtime
 
@@ -159,6 +161,27 @@ def _load(path):
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     data = data.reshape((*data.shape[:3], -1)).mean(-1) if data.ndim > 3 else data
     return Volume.from_affine(data, image.affine)
+
+
+def _inside(residual, lattice, mask):
+    """The residual where whole voxels of the (moved) target lie in the mask; zero where nothing is fitted."""
+    from bids_gsrecon.imaging.lattice import Lattice, Volume
+    from bids_gsrecon.reports.figures import sample_mask
+
+    axis = int(np.argmax(lattice.voxel_sizes_mm))
+    seen = np.ones(lattice.shape, bool)
+    for offset in (-0.4, 0.0, 0.4):  # across the slice
+        affine = lattice.affine.copy()
+        affine[:3, 3] += offset * affine[:3, axis]
+        seen &= sample_mask(mask, Lattice(lattice.shape, affine))
+    return Volume(np.where(seen, residual.data, 0), residual.lattice)
+
+
+def _noise_sigma(figures: dict) -> float | None:
+    """The noise in intensity units, where the figures of merit hold it as a share of the brightness."""
+    if 'noise_percent' in figures and 'intensity_scale' in figures:
+        return figures['noise_percent'] / 100 * figures['intensity_scale']
+    return None
 
 
 def _json_bytes(content: dict) -> bytes:

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-# name -> (title, unit, explanation, low limit or None, high limit or None); beyond a limit: look closely.
-GLOSSARY: dict[str, tuple[str, str, str, float | None, float | None]] = {
-    'slice_residual_percent': (
+
+@dataclass(frozen=True)
+class Figure:
+    """What one figure of merit is called and says; beyond ``low`` or ``high`` it asks for a second look."""
+
+    title: str
+    unit: str
+    text: str
+    low: float | None = None
+    high: float | None = None
+
+
+# In the order of the table.
+GLOSSARY = {
+    'residual_rms_percent': Figure(
         'Slice residual',
         '%',
-        'How far the slices predicted from the result are from the acquired ones, as a share of their '
-        'brightness. About the noise level is right; much more means motion, misregistration or a wrong '
-        'slice thickness.',
-        None,
-        8.0,
+        'How far the slices predicted from the result are from the acquired ones, as a share of the bright '
+        'tissue. About the noise level is right; much more means motion, misregistration or a wrong slice '
+        'thickness, much less that noise was reproduced too.',
+        high=6.0,
     ),
-    'noise_sigma': (
-        'Noise',
+    'noise_percent': Figure(
+        'Noise of the slices', '%', 'Standard deviation, as a share of the bright tissue.', high=10.0
+    ),
+    'mask_coverage_percent': Figure(
+        'Coverage', '%', 'Share of the mask that the slices reach; beyond them the result is empty.', low=90.0
+    ),
+    'field_to_prior_db': Figure(
+        'Field against voxels',
+        'dB',
+        'How closely the Gaussians reproduce the voxel solution that they were fitted to: nothing visible is '
+        'lost above about 45 dB.',
+        low=40.0,
+    ),
+    'slice_factor': Figure('Slice factor', '', 'Output cells that one slice spacing is divided into.'),
+    'n_gaussians': Figure('Gaussians', '', 'How many make up the image.'),
+    'n_detail_gaussians': Figure(
+        'of these contrast-only',
         '',
-        'Standard deviation of the noise of the slices, in the units of the image.',
-        None,
-        None,
+        'Gaussians added where the anatomy of the reference does not explain the slices, lesions among them.',
     ),
-    'pose_shift_mm': (
-        'Pose correction, shift',
-        'mm',
-        'How far the head was moved to fit the reference, on top of the registration. Above about 2 mm the '
-        'registration should be looked at.',
-        None,
-        2.0,
-    ),
-    'pose_rotation_deg': (
-        'Pose correction, rotation',
-        '°',
-        'The rotation of the same correction.',
-        None,
-        2.0,
-    ),
-    'n_gaussians': ('Gaussians', '', 'Number of Gaussians that make up the image.', None, None),
 }
+
+# For the list of parameters: nothing to judge an image by.
+TECHNICAL = ('guidance_strength', 'intensity_scale', 'frozen_weights_gb', 'seconds_prior', 'seconds_field')
 
 UNITS = {
     '_percent': ' %',
@@ -79,26 +91,43 @@ def humanise(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def explain(name: str, value) -> tuple[str, str, str]:
-    """(title, value with its unit, explanation) of one figure of merit."""
-    if name in GLOSSARY:
-        title, unit, text, _, _ = GLOSSARY[name]
-        space = '' if unit in ('', '°') else ' '
-        return title, f'{number(value)}{space}{unit}', text
-    return humanise(name), number(value), ''
+def figures_of_merit(figures: dict) -> list[tuple[str, str, str]]:
+    """(title, value with its unit, explanation) of every figure to judge by, the known ones first."""
+    known = [name for name in GLOSSARY if name in figures]
+    others = [name for name in figures if name not in GLOSSARY and name not in TECHNICAL]
+    return [_explain(name, figures[name]) for name in (*known, *others)]
+
+
+def technical_figures(figures: dict) -> dict:
+    """The rest."""
+    return {name: figures[name] for name in TECHNICAL if name in figures}
 
 
 def verdict_of(figures: dict) -> tuple[str, list[str]]:
     """``good`` or ``check``, with the reasons: figures of merit beyond their limits."""
     reasons = []
-    for name, value in figures.items():
-        if name not in GLOSSARY or not isinstance(value, (int, float)):
+    for name, figure in GLOSSARY.items():
+        value = figures.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        title, unit, _, low, high = GLOSSARY[name]
         if not math.isfinite(value):
-            reasons.append(f'{title} is not a number')
-        elif low is not None and value < low:
-            reasons.append(f'{title} {number(value)} {unit} is below {number(low)}'.replace('  ', ' '))
-        elif high is not None and value > high:
-            reasons.append(f'{title} {number(value)} {unit} is above {number(high)}'.replace('  ', ' '))
+            reasons.append(f'{figure.title} is not a number')
+        elif figure.low is not None and value < figure.low:
+            reasons.append(
+                f'{figure.title} {_with_unit(value, figure)} is below {_with_unit(figure.low, figure)}'
+            )
+        elif figure.high is not None and value > figure.high:
+            reasons.append(
+                f'{figure.title} {_with_unit(value, figure)} is above {_with_unit(figure.high, figure)}'
+            )
     return ('check' if reasons else 'good'), reasons
+
+
+def _explain(name: str, value) -> tuple[str, str, str]:
+    if name in GLOSSARY:
+        return GLOSSARY[name].title, _with_unit(value, GLOSSARY[name]), GLOSSARY[name].text
+    return humanise(name), number(value), ''
+
+
+def _with_unit(value, figure: Figure) -> str:
+    return f'{number(value)}{"" if figure.unit in ("", "°") else " "}{figure.unit}'

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bids_gsrecon.reports.glossary import explain, humanise, number, verdict_of
+from bids_gsrecon.reports.glossary import (
+    figures_of_merit,
+    humanise,
+    number,
+    technical_figures,
+    verdict_of,
+)
 
 TEMPLATES = Path(__file__).parent
 REPORTLET = re.compile(
@@ -50,13 +56,13 @@ class Scan:
 
     @property
     def merits(self) -> list[tuple[str, str, str]]:
-        """(name, value with unit, plain explanation) of every figure of merit."""
-        return [explain(name, value) for name, value in self.merit.get('figures', {}).items()]
+        """(title, value with unit, plain explanation) of every figure of merit."""
+        return figures_of_merit(self.merit.get('figures', {}))
 
     @property
     def parameters(self) -> list[tuple[str, str]]:
-        rows = [(humanise(k), number(v)) for k, v in self.merit.get('parameters', {}).items()]
-        return rows
+        table = {**self.merit.get('parameters', {}), **technical_figures(self.merit.get('figures', {}))}
+        return [(humanise(k), number(v)) for k, v in table.items()]
 
     @property
     def change(self) -> str:

@@ -9,10 +9,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_gsrecon.cli import direct
 from bids_gsrecon.fields.gaussians import GaussianField
-from bids_gsrecon.imaging.metrics import resample_to
+from bids_gsrecon.imaging.lattice import Volume
+from bids_gsrecon.imaging.metrics import evaluate, resample_to
 from bids_gsrecon.imaging.simulate import thick_slices
 from bids_gsrecon.interfaces.io import save_volume
 from bids_gsrecon.recon.harmonize.types import ContrastResult, HarmonizeResult
@@ -120,13 +122,13 @@ def test_harmonize_options_reach_the_method(case, fake):
     (case / 'T2w.json').write_text('{"SliceThickness": 4.0}')
     assert run('harmonize', case / 'T1w.nii.gz', case / 'T2w.nii.gz', '-o', case / 'a',
                '--mask', case / 'mask.nii.gz', '--profile', 'gaussian', '--resolution', '2',
-               '--no-refine-pose', '--relax-geometry', '--random-seed', '7') == 0  # fmt: skip
+               '--relax-geometry', '--random-seed', '7') == 0  # fmt: skip
     call = fake[0]
     profile = call['targets'][0].profile
     assert (profile.kind, profile.axis, profile.thickness_mm) == ('gaussian', 2, 4.0)
     assert call['mask'].sum() == np.asarray(nib.load(case / 'mask.nii.gz').dataobj).sum()
     np.testing.assert_allclose(call['lattice'].voxel_sizes_mm, 2)
-    assert call['options'].refine_pose is False and call['options'].relax_geometry is True
+    assert call['options'].relax_geometry is True
     assert call['seed'] == 7
     assert run('harmonize', case / 'T1w.nii.gz', case / 'T2w.nii.gz', '-o', case / 'b', '--slice-axis', '1',
                '--thickness', '3', '--like', case / 'T2w.nii.gz') == 0  # fmt: skip
@@ -345,3 +347,23 @@ def test_scaffold_and_field_round_trip(case, fake, capsys):
     np.testing.assert_allclose(nib.load(out).header.get_zooms(), 2)
     assert run('sample', case / 'a' / 'T2w_field.h5', '--resolution', '2', '-o', out, '--channel', 'x') == 2
     assert 'no channel x' in error_line(capsys)
+
+
+def test_the_real_method_beats_interpolation_and_repeats_itself(tmp_path, capsys):
+    t1w, t2w, mask, lesion = head((36, 38, 35))
+    thick = thick_slices(t2w, axis=2, factor=5)
+    save_volume(tmp_path / 'T1w.nii.gz', t1w.data, t1w.affine)
+    save_volume(tmp_path / 'T2w.nii.gz', thick.data, thick.affine)
+    for name in ('a', 'b'):
+        assert run('harmonize', tmp_path / 'T1w.nii.gz', tmp_path / 'T2w.nii.gz', '-o', tmp_path / name) == 0
+    images = [np.asarray(nib.load(tmp_path / name / 'T2w.nii.gz').dataobj) for name in ('a', 'b')]
+    assert np.array_equal(*images)
+    ours, cubic = (
+        evaluate(Volume(image, t2w.lattice), t2w, mask)
+        for image in (images[0], resample_to(thick, t2w.lattice, order=3))
+    )
+    assert ours['psnr'] > cubic['psnr'] + 1 and ours['ssim'] > cubic['ssim']
+    sidecar = json.loads((tmp_path / 'a' / 'T2w.json').read_text())
+    assert sidecar['FiguresOfMerit']['slice_factor'] == 5
+    around = ndimage.binary_dilation(lesion, iterations=3) & ~ndimage.binary_dilation(lesion)
+    assert images[0][lesion].mean() > 1.25 * np.median(images[0][around])

@@ -54,7 +54,7 @@ def output(tmp_path):
         )
         for part in ('before', 'after'):
             (folder / f'sub-01{session}_acq-ax_space-T1w_desc-{part}_T2w.png').write_bytes(plain)
-        merit = {'figures': {'slice_residual_percent': 2.0, 'something_new_mm': 3.25},
+        merit = {'figures': {'residual_rms_percent': 2.0, 'seconds_prior': 4.5, 'something_new_mm': 3.25},
                  'input_shape': [24, 26, 4], 'input_voxel_mm': [1, 1, 5], 'output_shape': [24, 26, 22],
                  'output_voxel_mm': [1, 1, 1]}  # fmt: skip
         (folder / f'sub-01{session}_acq-ax_desc-merit_T2w.json').write_text(json.dumps(merit))
@@ -86,6 +86,7 @@ def test_page_is_self_contained_and_complete(output):
         assert not link.startswith('#') or link[1:] in ids
     assert 'A & B <i>.' in page.text  # escaped, not interpreted
     assert '24×26×4 voxels of 1×1×5 mm → 24×26×22 voxels of 1×1×1 mm' in page.text
+    assert 'Slice residual' in page.text and 'Seconds prior' in page.text
     assert 'Something new (mm)' in page.text and '3.25' in page.text
     assert 'bids_gsrecon a b' in page.text
     assert 'nothing stands out' in page.text
@@ -149,12 +150,12 @@ def test_broken_reportlets_are_left_out(output):
 
 def test_figures_of_merit_beyond_their_limits_ask_for_a_look(output):
     folder = output / 'sub-01' / 'figures'
-    name, (title, *_, high) = next((k, v) for k, v in glossary.GLOSSARY.items() if v[4] is not None)
-    merit = {'figures': {name: 10 * high}}
+    name, figure = next((k, v) for k, v in glossary.GLOSSARY.items() if v.high is not None)
+    merit = {'figures': {name: 10 * figure.high}}
     (folder / 'sub-01_acq-ax_desc-merit_T2w.json').write_text(json.dumps(merit))
     page = Page(write_participant_report(output, '01').read_text())
-    assert 'look closely at acq-ax_T2w' in page.text and f'{title} ' in page.text
-    assert glossary.verdict_of({name: 0.1 * high}) == ('good', [])
+    assert 'look closely at acq-ax_T2w' in page.text and f'{figure.title} ' in page.text
+    assert glossary.verdict_of({name: 0.1 * figure.high}) == ('good', [])
     assert glossary.verdict_of({name: float('nan')})[0] == 'check'
 
 

@@ -94,6 +94,7 @@ class PatchNetwork:
     second_bias: torch.Tensor  # (h2,)
     last: torch.Tensor  # (h2, 2): detail, log of the squared error that is left
     last_bias: torch.Tensor  # (2,)
+    error_range: tuple[float, float]  # of the logs seen on held-out pixels: the head is not extrapolated
 
     def __call__(self, guide, estimate, centres, phases) -> np.ndarray:
         """Detail and expected rms error (n, 2) at centres (n, 3) of (stack, along, across) images."""
@@ -108,7 +109,7 @@ class PatchNetwork:
                 hidden += self.phase_bias[torch.from_numpy(phases[part])]
                 hidden = torch.addmm(self.second_bias, hidden.relu_(), self.second).relu_()
                 result[part] = torch.addmm(self.last_bias, hidden, self.last).numpy()
-        result[:, 1] = np.exp(0.5 * np.clip(result[:, 1], -30.0, 4.0))
+        result[:, 1] = np.exp(0.5 * np.clip(result[:, 1], *self.error_range))
         return result
 
 
@@ -164,7 +165,7 @@ def train_in_plane(problems, factor: int, options: InPlaneOptions, seed: int, pr
         )
     finally:
         torch.set_num_threads(threads)
-    first, phase_bias, second, second_bias, last, last_bias = parameters
+    first, phase_bias, second, second_bias, last, last_bias, error_range = parameters
     # Fold the standardisation and the centring into the first layer.
     weights = first.double().numpy() / spread[:, None]
     phase_bias = phase_bias.double().numpy() - mean @ weights
@@ -175,8 +176,9 @@ def train_in_plane(problems, factor: int, options: InPlaneOptions, seed: int, pr
         weights[middle] -= others
     last = last * torch.tensor([scale, 1.0])
     last_bias = last_bias * torch.tensor([scale, 1.0]) + torch.tensor([0.0, 2.0 * np.log(scale)])
+    error_range = tuple(e + 2.0 * np.log(scale) for e in error_range)
     as_float = [torch.from_numpy(a.astype(np.float32)) for a in (weights, phase_bias)]
-    return PatchNetwork(half, factor, *as_float, second, second_bias, last.float(), last_bias.float())
+    return PatchNetwork(half, factor, *as_float, second, second_bias, last.float(), last_bias.float(), error_range)
 
 
 def _fit(inputs, phases, targets, order, n_train, factor, options, seed, rng, progress):
@@ -224,11 +226,14 @@ def _fit(inputs, phases, targets, order, n_train, factor, options, seed, rng, pr
         gram = design.T @ design + 1e-2 * len(design) * torch.eye(design.shape[1], dtype=torch.float64)
         head = torch.linalg.solve(gram, design.T @ wanted)
         # The mean of the squares, not of their logs, is what must come out right.
-        ratio = (error**2).mean() / torch.exp(design @ head).mean()
-        error_bias = head[-1:] + torch.log(ratio)
+        logs = design @ head
+        low, high = torch.quantile(logs, torch.tensor([0.01, 0.98], dtype=torch.float64))
+        ratio = torch.log((error**2).mean() / torch.exp(logs.clamp(low, high)).mean())
+        error_bias = head[-1:] + ratio
+        error_range = (float(low + ratio), float(high + ratio))
         last = torch.cat([last.double(), head[:-1, None]], 1)
         last_bias = torch.cat([last_bias.double(), error_bias])
-    return [p.detach() for p in (first, phase_bias, second, second_bias)] + [last, last_bias]
+    return [p.detach() for p in (first, phase_bias, second, second_bias)] + [last, last_bias, error_range]
 
 
 def predict_across(network: PatchNetwork, guide, estimate, mask, phases) -> tuple[np.ndarray, np.ndarray]:

@@ -97,11 +97,6 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
 
     clock = time.perf_counter()
     figures: dict[str, float] = {}
-    if options.refine_pose:
-        from bids_gsrecon.recon.harmonize.pose import refine_pose
-
-        target, moved = refine_pose(reference, target, mask, report)
-        figures.update(moved)
     frame = make_frame(target, mask, reference.lattice)
     inside = frame.slabs.forward(frame.mask.astype(np.float32)) > 0.5
     if inside.sum() < 50:
@@ -196,7 +191,7 @@ def _uncertainty_on(lattice, frame, prior, residual, output_mask, scale) -> np.n
     What in-plane learning expects to miss (known where slices were degraded in plane) and what the slices
     disagree about (their residual, smoothed), added in squares.
     """
-    spread = np.sqrt(ndimage.uniform_filter(residual**2, size=(1, 5, 5)))
+    spread = np.sqrt(np.maximum(ndimage.uniform_filter(residual**2, size=(1, 5, 5)), 0))
     variance = frame.slabs.nearest(spread) ** 2 + np.float32(prior.noise) ** 2
     if prior.error is not None:
         variance = variance + prior.error**2

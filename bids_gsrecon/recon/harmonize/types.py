@@ -40,7 +40,6 @@ class HarmonizeOptions:
     in_plane_learning: bool = True
     detail_gaussians: bool = True
     relax_geometry: bool = False
-    refine_pose: bool = True
     uncertainty: bool = True
     device: str = 'auto'
     n_threads: int = 0  # 0: all that are available
@@ -54,7 +53,7 @@ class ContrastResult:
     image: np.ndarray  # (i, j, k) float32, intensity units of the target
     uncertainty: np.ndarray | None  # (i, j, k) expected rms error, same units
     layers: list[GaussianField]  # rendered image = sum of the layers' renders
-    target_to_reference: np.ndarray  # 4x4, after refinement
+    target_to_reference: np.ndarray  # 4x4, as used
     residual: np.ndarray  # target minus the slices predicted from the field, on the target's own grid
     figures: dict[str, float]  # named figures of merit (units in the names)
 

@@ -1,0 +1,119 @@
+"""Run the graph with nipype: environment, logging, plugin, progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from bids_gsrecon.config import Config
+
+POLL_SECONDS = 0.25  # nipype's default of 2 s is waited at every level of the graph
+LOGGERS = ('workflow', 'utils', 'interface', 'filemanip')
+
+
+def prepare_environment(config: Config) -> None:
+    """What must stand in the environment before nipype, ITK, numba or a BLAS is imported anywhere.
+
+    Children inherit it. One ITK thread and a fixed ANTs seed are what makes runs repeat exactly.
+    """
+    threads = str(config.resources.omp_nthreads)
+    os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
+    os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'
+    os.environ['ANTS_RANDOM_SEED'] = str(config.execution.random_seed + 7)
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMBA_NUM_THREADS'):
+        os.environ.setdefault(name, threads)
+    os.environ.setdefault('MPLBACKEND', 'Agg')
+
+
+def configure_nipype(config: Config) -> None:
+    """nipype's own configuration: crash files as text, no telemetry, short polling, logs to a file."""
+    from nipype import config as nipype_config
+    from nipype import logging as nipype_logging
+
+    config.log_dir.mkdir(parents=True, exist_ok=True)
+    level = _level_name(config.execution.verbose)
+    nipype_config.update_config({
+        'execution': {
+            'crashdump_dir': str(config.log_dir),
+            'crashfile_format': 'txt',
+            'poll_sleep_duration': POLL_SECONDS,
+            'stop_on_first_crash': config.execution.stop_on_first_crash,
+            'hash_method': 'content',
+            'check_version': False,
+            'remove_unnecessary_outputs': True,
+        },
+        'logging': {
+            'log_directory': str(config.log_dir),
+            'workflow_level': 'INFO',
+            'interface_level': level,
+            'utils_level': level,
+        },
+        'monitoring': {'enabled': config.execution.resource_monitor, 'sample_frequency': '0.5'},
+    })  # fmt: skip
+    nipype_logging.update_logging(nipype_config)
+    if config.execution.resource_monitor:
+        nipype_config.enable_resource_monitor()
+    handler = logging.FileHandler(config.log_dir / 'nipype.log', delay=True)
+    handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
+    for name in LOGGERS:
+        logger = logging.getLogger(f'nipype.{name}')
+        logger.setLevel('DEBUG' if config.execution.verbose > 1 else 'INFO')
+        for existing in list(logger.handlers):
+            existing.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False
+    root = logging.getLogger('nipype')
+    for existing in list(root.handlers):
+        existing.setLevel(level)
+
+
+def run_workflow(workflow, config: Config) -> bool:
+    """Run every node that can be run; a failing participant does not keep the others from it.
+
+    Returns
+    -------
+    bool
+        Whether nipype reported no error (the crash files say which nodes failed).
+    """
+    from bids_gsrecon.cli.node_progress import NodeProgress
+    from bids_gsrecon.interfaces.plugins import make_plugin
+
+    resources = config.resources
+    plugin = resources.plugin or ('MultiProc' if resources.nprocs > 1 else 'Linear')
+    with NodeProgress(workflow) as progress:
+        plugin_args = {
+            'n_procs': resources.nprocs,
+            'memory_gb': resources.memory_gb,
+            'raise_insufficient': False,  # a node that asks for more than there is runs alone
+            'n_gpu_procs': 1,
+            'nipype_level': _level_name(config.execution.verbose),
+            **resources.plugin_args,
+            'status_callback': progress,
+        }
+        try:
+            workflow.run(plugin=make_plugin(plugin, plugin_args), plugin_args=plugin_args)
+        except Exception as error:  # what failed is in the crash files; --verbose shows the rest
+            if config.execution.verbose:
+                print(f'nipype: {error}', file=sys.stderr)
+            return False
+    return True
+
+
+def write_graph(workflow, config: Config) -> str:
+    """Write the graph below the run's log folder; the picture needs Graphviz, the text (.dot) does not."""
+    import contextlib
+    import io
+    import shutil
+
+    stem = config.log_dir / 'graph.dot'
+    with contextlib.redirect_stdout(io.StringIO()):
+        if shutil.which('dot'):
+            workflow.write_graph(dotfilename=str(stem), graph2use='colored', format='svg', simple_form=True)
+            return f'graph of the workflow: {stem.with_suffix(".svg")}'
+        workflow.write_hierarchical_dotfile(dotfilename=str(stem), colored=True, simple_form=True)
+    return f'graph of the workflow: {stem} (install Graphviz for a picture)'
+
+
+def _level_name(verbose: int) -> str:
+    return ('CRITICAL', 'INFO', 'DEBUG')[min(verbose, 2)]

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from bids_gsrecon.solvers.cg import conjugate_gradient
+from bids_gsrecon.solvers.reductions import dot
+
+
+def spd(n, seed=0):
+    rng = np.random.default_rng(seed)
+    m = rng.normal(size=(n, n)) / np.sqrt(n)
+    return (m @ m.T + np.diag(rng.uniform(0.5, 5.0, n))).astype(np.float32)
+
+
+def test_solves_a_system_of_any_shape():
+    h = spd(60)
+    truth = np.random.default_rng(1).normal(size=(3, 4, 5)).astype(np.float32)
+    b = (h @ truth.ravel()).reshape(truth.shape)
+    result = conjugate_gradient(
+        lambda p: (h @ p.ravel()).reshape(p.shape), b, max_iterations=100, tolerance=1e-7
+    )
+    np.testing.assert_allclose(result.x, truth, atol=2e-4)
+    assert 0 < result.n_iterations <= 100
+
+
+def test_preconditioner_saves_iterations():
+    scale = np.logspace(0, 3, 200).astype(np.float32)
+    b = np.ones(200, np.float32)
+    plain = conjugate_gradient(lambda p: scale * p, b, max_iterations=300, tolerance=1e-5)
+    jacobi = conjugate_gradient(lambda p: scale * p, b, inverse_diagonal=1 / scale, tolerance=1e-5)
+    assert jacobi.n_iterations <= 2 < plain.n_iterations
+    np.testing.assert_allclose(jacobi.x, 1 / scale, rtol=1e-4)
+
+
+def test_start_is_used_and_not_changed():
+    h = spd(30)
+    truth = np.arange(30, dtype=np.float32)
+    start = truth.copy()
+    result = conjugate_gradient(lambda p: h @ p, h @ truth, x0=start, tolerance=1e-4)
+    assert result.n_iterations == 0
+    np.testing.assert_array_equal(start, truth)
+
+
+def test_zero_right_hand_side_gives_zero():
+    result = conjugate_gradient(lambda p: p, np.zeros(5), x0=np.ones(5))
+    np.testing.assert_array_equal(result.x, 0)
+
+
+@pytest.mark.parametrize('n', [1, 7, 65536, 200_001])
+def test_dot_does_not_depend_on_threads(n):
+    import numba
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=n).astype(np.float32) for _ in range(2))
+    before = numba.get_num_threads()
+    values = set()
+    for threads in {1, before}:
+        numba.set_num_threads(threads)
+        values.add(dot(a, b))
+    numba.set_num_threads(before)
+    assert len(values) == 1
+    assert values.pop() == pytest.approx(float(a.astype(float) @ b.astype(float)), abs=1e-6 * n)
