@@ -27,6 +27,7 @@ from bids_gsrecon.gpu._forward import (
     start_values,
     unpack_box,
 )
+from bids_gsrecon.gpu._simd import leaf
 
 _BLOCK = 64
 _AHEAD = 4
@@ -44,7 +45,7 @@ def load_doubles(a):
 
 
 def _make_gather_block(lanes):
-    @njit(cache=True, error_model='numpy', _nrt=False)
+    @leaf
     def gather_block(
         narrow, j, start, x, y, z, n_y, n_z, amplitudes, level, grad, first, layout, m, channel_sums, scratch
     ):
@@ -143,7 +144,7 @@ _gather_block_8 = _make_gather_block(8)
 _gather_block_16 = _make_gather_block(16)
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def box_gather(narrow, bits, j, amplitudes, level, grad, layout, m, channel_sums, scratch):
     """Moments of Gaussian j: ``m`` = sum of h (E - c), of h E d (3), of h E d d^T (6)."""
     first, skip, size, offset, h = unpack_box(narrow, bits, j, layout)
@@ -171,7 +172,7 @@ def box_gather(narrow, bits, j, amplitudes, level, grad, layout, m, channel_sums
                     x += 16
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def row_gather(wide, k, j, amplitudes, cutoff, level, grad, layout, shape, m, channel_sums, scratch):
     """Moments of the wide Gaussian k in the coordinates in which its precision is diagonal.
 
@@ -295,7 +296,7 @@ def _finish_wide(wide, k, m, g_means, g_cov, i):
     return weight
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def _gather_range(
     narrow, bits, wide, first, last, amplitudes, cutoff, level, grad, layout, shape, order,
     g_means, g_cov, g_log_weights, g_amplitudes, m, channel_sums, scratch,
@@ -329,21 +330,10 @@ def _gather_range(
 
 @njit(cache=True, parallel=True, error_model='numpy')
 def gather(
-    records,
-    amplitudes,
-    cutoff,
-    grad,
-    layout,
-    shape,
-    order,
-    g_means,
-    g_cov,
-    g_log_weights,
-    g_amplitudes,
-    n_threads,
-):
+    narrow, bits, wide, amplitudes, cutoff, grad, layout, shape, order,
+    g_means, g_cov, g_log_weights, g_amplitudes, n_threads,
+):  # fmt: skip
     """Gradients of all Gaussians in the original order; ``amplitudes`` in the order of the records."""
-    narrow, bits, wide = records
     level = np.float32(math.exp(-0.5 * cutoff * cutoff))
     n, n_channels = amplitudes.shape
     n_blocks = (n + _BLOCK - 1) // _BLOCK

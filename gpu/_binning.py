@@ -31,24 +31,22 @@ class Schedule(NamedTuple):
     ----------
     order
         (N,) original index of every box, sorted: classes, bricks, cells; then giants; then empty boxes.
-    task_first, task_last
-        Ranges of ``order``, one per brick that holds anything.
+    tasks
+        (n, 6): a range (first, last + 1) of ``order``, and the part of the lattice, y0, y1, z0, z1
+        (inclusive), to which a large Gaussian is confined. One task per brick that holds anything, in the
+        whole lattice; then all giants once for each of about 32 disjoint slabs.
     rounds
-        Ranges of the task arrays; the tasks of one round do not touch each other's voxels.
+        Ranges of the tasks; those of one round do not touch each other's voxels.
     giants
-        (first, last) of the giants in ``order``.
-    slabs
-        (n, 4) y0, y1, z0, z1 (inclusive): disjoint parts of the lattice, for the giants.
+        (first, last + 1) of the giants in ``order``.
     n_used
         Boxes that are not empty: a prefix of ``order``.
     """
 
     order: np.ndarray
-    task_first: np.ndarray
-    task_last: np.ndarray
+    tasks: np.ndarray
     rounds: np.ndarray
     giants: tuple[int, int]
-    slabs: np.ndarray
     n_used: int
 
 
@@ -122,23 +120,24 @@ def make_schedule(box: np.ndarray, shape: tuple[int, int, int], cell_side: int =
     if len(box) >= 2**31 - 1:
         raise ValueError(f'{len(box)} Gaussians are too many for one lattice (2^31 - 2 at most)')
     order, firsts = _sort(box, sides, cell_side, offsets, bricks_y, cells_x)
-    task_first, task_last, rounds = [], [], [0]
+    whole = np.array([0, ny - 1, 0, nz - 1])
+    tasks = []
     for k in range(len(sides)):
         starts = firsts[offsets[k] : offsets[k + 1] + 1 : per_brick[k]]
-        first, last = starts[:-1], starts[1:]
-        brick_z, brick_y = np.divmod(np.arange(len(first)), bricks_y[k])
+        ranges = np.stack([starts[:-1], starts[1:]], 1)
+        size = ranges[:, 1] - ranges[:, 0]
+        brick_z, brick_y = np.divmod(np.arange(len(ranges)), bricks_y[k])
         for colour in range(4):
-            mine = np.flatnonzero((brick_z % 2 * 2 + brick_y % 2 == colour) & (last > first))
-            mine = mine[np.argsort(first[mine] - last[mine], kind='stable')]  # the long ones first
-            task_first.append(first[mine])
-            task_last.append(last[mine])
-            rounds.append(rounds[-1] + len(mine))
+            mine = np.flatnonzero((brick_z % 2 * 2 + brick_y % 2 == colour) & (size > 0))
+            mine = mine[np.argsort(-size[mine], kind='stable')]  # the long ones first
+            tasks.append(np.concatenate([ranges[mine], np.tile(whole, (len(mine), 1))], 1))
+    giants = firsts[offsets[-1] : offsets[-1] + 2]
+    slabs = _slabs(shape) if giants[1] > giants[0] else np.empty((0, 4), np.int64)
+    tasks.append(np.concatenate([np.tile(giants, (len(slabs), 1)), slabs], 1))
     return Schedule(
         order=order,
-        task_first=np.concatenate(task_first).astype(np.int64),
-        task_last=np.concatenate(task_last).astype(np.int64),
-        rounds=np.array(rounds, np.int64),
-        giants=(int(firsts[offsets[-1]]), int(firsts[offsets[-1] + 1])),
-        slabs=_slabs(shape),
-        n_used=int(firsts[offsets[-1] + 1]),
+        tasks=np.concatenate(tasks).astype(np.int64),
+        rounds=np.concatenate([[0], np.cumsum([len(t) for t in tasks])]).astype(np.int64),
+        giants=(int(giants[0]), int(giants[1])),
+        n_used=int(giants[1]),
     )

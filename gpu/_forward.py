@@ -4,9 +4,6 @@ The volume is a flat float32 array in the order [z][y][S0, S1, ...][x, padded]: 
 together. *Box walk*: exp(-q / 2) over the whole box of a Gaussian by recurrences along y and z, eight or
 sixteen lanes along x: three vector exponentials per lane group, then two products per row. *Row walk*: for
 Gaussians that are long, oblique or large, the exact interval of every row and one exponential per lane group.
-
-Kernels below the parallel loops are compiled with ``_nrt=False``: numba would otherwise count references to
-every array at every call, and these atomic operations on shared memory cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from bids_gsrecon.gpu import _simd as v
+from bids_gsrecon.gpu._simd import leaf
 
 HALF_LOG2E = 0.5 / math.log(2.0)
 ROW_LANES = 16
@@ -69,7 +67,7 @@ def start_values(h, x, y, z, skip, n_x, lanes):
 
 
 def _make_add_block(lanes):
-    @njit(cache=True, error_model='numpy', _nrt=False)
+    @leaf
     def add_block(narrow, j, start, n_y, n_z, amplitudes, level, volume, first, layout):
         """Add one lane group of a block of n_y rows and n_z planes."""
         pitch, row, plane = layout
@@ -112,7 +110,7 @@ _add_block_8 = _make_add_block(8)
 _add_block_16 = _make_add_block(16)
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def box_walk(narrow, bits, j, amplitudes, level, volume, layout):
     """Add Gaussian j; ``layout``: floats per channel row, voxel row (all channels), plane."""
     first, skip, size, offset, h = unpack_box(narrow, bits, j, layout)
@@ -145,7 +143,7 @@ def interval(centre, half, low, high):
     return int(first), int(last)
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def row_walk(wide, k, j, amplitudes, cutoff, level, volume, layout, n_x, y_low, y_high, z_low, z_high):
     """Add the wide Gaussian k (amplitudes in row j) to the rows y_low..y_high of planes z_low..z_high."""
     pitch, row, plane = layout
@@ -177,57 +175,28 @@ def row_walk(wide, k, j, amplitudes, cutoff, level, volume, layout, n_x, y_low, 
                     v.store(volume, q, v.fma(w, amplitudes[j, channel], v.load(volume, q, ROW_LANES)))
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
-def _add_range(narrow, bits, wide, first, last, slab, amplitudes, cutoff, level, volume, layout, n_x):
-    """Add Gaussians first..last-1; those of the row walk only inside the slab (y0, y1, z0, z1)."""
-    for j in range(first, last):
+@leaf
+def _add_task(narrow, bits, wide, tasks, task, amplitudes, cutoff, level, volume, layout, n_x):
+    """Add a range of Gaussians; those of the row walk only inside the task's part of the lattice."""
+    for j in range(tasks[task, 0], tasks[task, 1]):
         if bits[j, 0] >> 16 == 0:
             row_walk(
                 wide, bits[j, 3], j, amplitudes, cutoff, level, volume, layout,
-                n_x, slab[0], slab[1], slab[2], slab[3],
+                n_x, tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 5],
             )  # fmt: skip
         else:
             box_walk(narrow, bits, j, amplitudes, level, volume, layout)
 
 
 @njit(cache=True, parallel=True, error_model='numpy')
-def scatter(
-    records,
-    amplitudes,
-    cutoff,
-    volume,
-    layout,
-    shape,
-    task_first,
-    task_last,
-    rounds,
-    giants,
-    slabs,
-    n_threads,
-):
+def scatter(narrow, bits, wide, amplitudes, cutoff, volume, layout, n_x, tasks, rounds, n_threads):
     """Add all Gaussians; ``amplitudes`` (n, C) float32 in the order of the records."""
-    narrow, bits, wide = records
     level = np.float32(math.exp(-0.5 * cutoff * cutoff))
-    n_x, n_y, n_z = shape
-    counters = np.zeros(len(rounds), np.int64)
+    counters = rounds.copy()
     for stage in range(len(rounds) - 1):
         for _ in prange(n_threads):
             while True:
-                task = rounds[stage] + v.fetch_add(counters, stage)
+                task = v.fetch_add(counters, stage)
                 if task >= rounds[stage + 1]:
                     break
-                _add_range(
-                    narrow, bits, wide, task_first[task], task_last[task], (0, n_y - 1, 0, n_z - 1),
-                    amplitudes, cutoff, level, volume, layout, n_x,
-                )  # fmt: skip
-    if giants[1] > giants[0]:
-        for _ in prange(n_threads):
-            while True:
-                s = v.fetch_add(counters, len(rounds) - 1)
-                if s >= len(slabs):
-                    break
-                _add_range(
-                    narrow, bits, wide, giants[0], giants[1],
-                    (slabs[s, 0], slabs[s, 1], slabs[s, 2], slabs[s, 3]),
-                    amplitudes, cutoff, level, volume, layout, n_x,
-                )  # fmt: skip
+                _add_task(narrow, bits, wide, tasks, task, amplitudes, cutoff, level, volume, layout, n_x)

@@ -13,6 +13,7 @@ from numba import njit, prange
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._forward import HALF_LOG2E, ROW_LANES
 from bids_gsrecon.gpu._records import factors
+from bids_gsrecon.gpu._simd import leaf
 
 _FULL_SCALE = 65535.0
 _BLOCK = 256
@@ -33,7 +34,7 @@ def slice_boxes(box, first_slice, last_slice, out):
         out[i, 5] = high
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def _fill_one(
     scratch, means, cov, log_weight, i, level, box, sbox, profile, first_slice, last_slice, inverse, layout
 ):
@@ -42,9 +43,11 @@ def _fill_one(
     weight = np.float32(np.exp(np.float64(log_weight)))
     x0, n_x = sbox[i, 0], sbox[i, 1] - sbox[i, 0] + 1
     y0, n_y = sbox[i, 2], sbox[i, 3] - sbox[i, 2] + 1
-    size = n_x * n_y * (sbox[i, 5] - sbox[i, 4] + 1)
+    # Whole vectors: rows that overlap would make every load wait for the store before it.
+    pitch = (n_x + ROW_LANES - 1) // ROW_LANES * ROW_LANES
+    size = pitch * n_y * (sbox[i, 5] - sbox[i, 4] + 1)
     zero = v.full(np.float32(0), ROW_LANES)
-    for p in range(0, size + ROW_LANES, ROW_LANES):
+    for p in range(0, size, ROW_LANES):
         v.store(scratch, p, zero)
     row, plane = layout
     h = np.float32(-HALF_LOG2E / var_x)
@@ -63,11 +66,11 @@ def _fill_one(
                 if len(inverse) > 1:
                     w = v.mul(w, v.load(inverse, f * plane + (y0 + y) * row + x0 + x, ROW_LANES))
                 for s in range(first_slice[f], last_slice[f] + 1):
-                    p = ((s - sbox[i, 4]) * n_y + y) * n_x + x
+                    p = ((s - sbox[i, 4]) * n_y + y) * pitch + x
                     part = profile[f, s - first_slice[f]]
                     v.store(scratch, p, v.fma(w, part, v.load(scratch, p, ROW_LANES)))
     lanes = zero
-    for p in range(0, size, ROW_LANES):  # zeros from `size` on
+    for p in range(0, size, ROW_LANES):
         lanes = v.maximum(v.load(scratch, p, ROW_LANES), lanes)
     v.store(scratch, size, lanes)
     largest = np.float32(0)
@@ -76,22 +79,32 @@ def _fill_one(
     return largest
 
 
-@njit(cache=True, error_model='numpy', _nrt=False)
+@leaf
 def _fill_range(
     first, last, means, cov, log_weights, level, box, sbox, profile, first_slice, last_slice, inverse, layout,
     order, starts, weights, scales, scratch,
 ):  # fmt: skip
     for j in range(first, last):
         i = order[j]
+        ahead = np.int64(order[min(j + 2, last - 1)])  # the order of the inputs is random for us
+        v.prefetch(means, 3 * ahead)
+        v.prefetch(cov, 6 * ahead)
+        v.prefetch(cov, 6 * ahead + 5)
+        v.prefetch(box, 6 * ahead)
+        v.prefetch(sbox, 6 * ahead)
         largest = _fill_one(
             scratch, means, cov, log_weights[i], i, level, box, sbox, profile, first_slice, last_slice,
             inverse, layout,
         )  # fmt: skip
         scales[j] = largest / np.float32(_FULL_SCALE)
         up = np.float32(_FULL_SCALE) / largest if largest > 0 else np.float32(0)
-        start = starts[j]
-        for p in range(starts[j + 1] - start):
-            weights[start + p] = np.uint16(np.int32(scratch[p] * up + np.float32(0.5)))
+        n_x = sbox[i, 1] - sbox[i, 0] + 1
+        pitch = (n_x + ROW_LANES - 1) // ROW_LANES * ROW_LANES
+        source = 0
+        for target in range(starts[j], starts[j + 1], n_x):
+            for x in range(n_x):
+                weights[target + x] = np.uint16(np.int32(scratch[source + x] * up + np.float32(0.5)))
+            source += pitch
 
 
 @njit(cache=True, parallel=True, error_model='numpy')
@@ -116,7 +129,7 @@ def fill(
 
 
 def _make_add(lanes):
-    @njit(cache=True, _nrt=False)
+    @leaf
     def add_rows(
         weights, start, step, left, n_y, y_low, y_high, s_low, s_high, amplitude, image, first, row, plane
     ):
@@ -136,7 +149,7 @@ def _make_add(lanes):
 
 
 def _make_dot(lanes):
-    @njit(cache=True, _nrt=False)
+    @leaf
     def dot_rows(weights, start, step, left, n_y, n_s, image, first, row, plane, squared):
         """Sum of weights (or of their squares) times image over a lane group."""
         lane = v.iota(np.float32(0), lanes)
@@ -166,18 +179,18 @@ _add_8, _add_16 = _make_add(8), _make_add(16)
 _dot_8, _dot_16 = _make_dot(8), _make_dot(16)
 
 
-@njit(cache=True, _nrt=False)
-def _add_range(weights, starts, small, scales, order, first, last, amplitudes, image, layout, slab):
-    """Add Gaussians first..last-1 inside the slab (y0, y1, s0, s1)."""
+@leaf
+def _add_task(weights, starts, small, scales, order, tasks, task, amplitudes, image, layout):
+    """Add a range of Gaussians inside the task's part of the lattice."""
     row, plane = layout
-    for j in range(first, last):
+    for j in range(tasks[task, 0], tasks[task, 1]):
         # The amplitudes' order is random for us.
         v.prefetch(amplitudes, np.int64(order[min(j + _AHEAD, len(order) - 1)]))
         amplitude = amplitudes[order[j]] * scales[j]
         x0, y0, s0 = np.int64(small[j, 0]), np.int64(small[j, 2]), np.int64(small[j, 4])
         n_x, n_y, n_s = small[j, 1] - x0 + 1, small[j, 3] - y0 + 1, small[j, 5] - s0 + 1
-        y_low, y_high = max(slab[0] - y0, 0), min(slab[1] - y0, n_y - 1)
-        s_low, s_high = max(slab[2] - s0, 0), min(slab[3] - s0, n_s - 1)
+        y_low, y_high = max(tasks[task, 2] - y0, 0), min(tasks[task, 3] - y0, n_y - 1)
+        s_low, s_high = max(tasks[task, 4] - s0, 0), min(tasks[task, 5] - s0, n_s - 1)
         place = s0 * plane + y0 * row + x0
         source = starts[j]
         x = 0
@@ -197,35 +210,19 @@ def _add_range(weights, starts, small, scales, order, first, last, amplitudes, i
 
 
 @njit(cache=True, parallel=True)
-def multiply(
-    weights, starts, small, scales, order, amplitudes, image, layout, task_first, task_last, rounds, giants,
-    slabs, n_threads,
-):  # fmt: skip
+def multiply(weights, starts, small, scales, order, amplitudes, image, layout, tasks, rounds, n_threads):
     """image += A amplitudes; ``small``: boxes in the schedule's order, ``amplitudes`` in the original one."""
-    counters = np.zeros(len(rounds), np.int64)
+    counters = rounds.copy()
     for stage in range(len(rounds) - 1):
         for _ in prange(n_threads):
             while True:
-                task = rounds[stage] + v.fetch_add(counters, stage)
+                task = v.fetch_add(counters, stage)
                 if task >= rounds[stage + 1]:
                     break
-                _add_range(
-                    weights, starts, small, scales, order, task_first[task], task_last[task], amplitudes,
-                    image, layout, (0, 1 << 30, 0, 1 << 30),
-                )  # fmt: skip
-    if giants[1] > giants[0]:
-        for _ in prange(n_threads):
-            while True:
-                s = v.fetch_add(counters, len(rounds) - 1)
-                if s >= len(slabs):
-                    break
-                _add_range(
-                    weights, starts, small, scales, order, giants[0], giants[1], amplitudes, image, layout,
-                    (slabs[s, 0], slabs[s, 1], slabs[s, 2], slabs[s, 3]),
-                )  # fmt: skip
+                _add_task(weights, starts, small, scales, order, tasks, task, amplitudes, image, layout)
 
 
-@njit(cache=True, _nrt=False)
+@leaf
 def _dot_range(weights, starts, small, scales, order, first, last, image, layout, squared, out):
     """Inner products of Gaussians first..last-1 with the image."""
     row, plane = layout

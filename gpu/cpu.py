@@ -91,10 +91,9 @@ class _Volume:
 
 def _scatter(records, amplitudes, cutoff, shape, n_channels) -> _Volume:
     volume = _Volume(shape, 1 + n_channels, zero=True)
-    s = records.schedule
     _forward.scatter(
-        (records.narrow, records.narrow.view(np.int32), records.wide), amplitudes, float(cutoff), volume.flat,
-        volume.layout, shape, s.task_first, s.task_last, s.rounds, s.giants, s.slabs, get_num_threads(),
+        records.narrow, records.narrow.view(np.int32), records.wide, amplitudes, float(cutoff), volume.flat,
+        volume.layout, shape[0], records.schedule.tasks, records.schedule.rounds, get_num_threads(),
     )  # fmt: skip
     return volume
 
@@ -150,7 +149,7 @@ class CpuPlan:
             source = grad_sums.detach().permute(3, 2, 0, 1)
             _copy_rows(source.float().numpy(), volume.flat, volume.layout)
             _backward.gather(
-                (r.narrow, r.narrow.view(np.int32), r.wide), self._sorted_amplitudes(amplitudes),
+                r.narrow, r.narrow.view(np.int32), r.wide, self._sorted_amplitudes(amplitudes),
                 self._cutoff, volume.flat, volume.layout, self.shape, r.schedule.order,
                 *grads, get_num_threads(),
             )  # fmt: skip

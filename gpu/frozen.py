@@ -150,12 +150,13 @@ class FrozenWeights:
         n = schedule.n_used
         boxes = slice_box[schedule.order[:n]]
         starts = np.zeros(n + 1, np.int64)
-        np.cumsum(np.prod(boxes[:, 1::2] - boxes[:, ::2] + 1, axis=1, dtype=np.int64), out=starts[1:])
+        sizes = (boxes[:, 1::2] - boxes[:, ::2] + 1).astype(np.int64)
+        np.cumsum(sizes.prod(1), out=starts[1:])
         weights = np.empty(starts[-1] + 2 * _PAD, np.uint16)
         weights[starts[-1] :] = 0
         scales = np.empty(n, np.float32)
         level = np.float32(math.exp(-0.5 * cutoff * cutoff))
-        largest = int(np.diff(starts).max(initial=0))
+        largest = int(((sizes[:, 0] + 15) // 16 * 16 * sizes[:, 1] * sizes[:, 2]).max(initial=0))
         kernels.fill(
             means, covariances, log_weights, level, box, slice_box, profile, first, last, inverse, layout,
             schedule.order, starts, largest, weights, scales, get_num_threads(),
@@ -200,7 +201,7 @@ class FrozenWeights:
         s = self._schedule
         kernels.multiply(
             self._weights, self._starts, self._boxes, self._scales, s.order, np.ascontiguousarray(amplitudes),
-            image, self._layout, s.task_first, s.task_last, s.rounds, s.giants, s.slabs, get_num_threads(),
+            image, self._layout, s.tasks, s.rounds, get_num_threads(),
         )  # fmt: skip
         return self._as_public(image)
 

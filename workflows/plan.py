@@ -197,6 +197,7 @@ def _reference_by_session(references: list[_Scan], plan: ParticipantPlan) -> dic
 def _choose_recon(config: Config, participant: str, chosen: dict, others: list[_Scan]) -> tuple[str, str]:
     if config.method.recon != 'auto':
         return config.method.recon, f'--recon {config.method.recon}'
+    suffix = config.method.reference
     if chosen and others:
         kinds = ', '.join(sorted({s.name.suffix for s in others}))
         return 'harmonize', f'a {config.method.reference} and further contrasts ({kinds})'
@@ -208,10 +209,10 @@ def _choose_recon(config: Config, participant: str, chosen: dict, others: list[_
     if any(abs(float(a @ b)) < cosine for i, a in enumerate(normals) for b in normals[:i]):
         return (
             'svr',
-            f'it has {len(normals)} thick T2w stacks in different orientations, which suit --recon svr',
+            f'it has no {suffix} but {len(normals)} thick T2w stacks in different orientations, which suit --recon svr',
         )
     if len(thick) == 1 and len(others) + len(chosen) == 1:
-        return 'superres', 'it has a single anisotropic scan, which suits --recon superres'
+        return 'superres', f'it has no {suffix} but a single anisotropic scan, which suits --recon superres'
     return 'harmonize', 'no other method fits the data'
 
 

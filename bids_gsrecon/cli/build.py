@@ -48,11 +48,13 @@ def build(config: Config) -> Build:
     InputError
         Settings that only the data show to be wrong.
     """
+    from bids_gsrecon.cli.execute import apply_nipype_settings
     from bids_gsrecon.cli.parser import read_filters
     from bids_gsrecon.workflows.base import init_bids_gsrecon_wf
     from bids_gsrecon.workflows.boilerplate import write_boilerplate
     from bids_gsrecon.workflows.plan import plan_participants
 
+    apply_nipype_settings(config)
     filter_file = config.execution.bids_filter_file
     plans = plan_participants(config, read_filters(filter_file) if filter_file else {})
     workflow, boilerplate = None, ''

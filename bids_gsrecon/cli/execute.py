@@ -26,14 +26,15 @@ def prepare_environment(config: Config) -> None:
     os.environ.setdefault('MPLBACKEND', 'Agg')
 
 
-def configure_nipype(config: Config) -> None:
-    """nipype's own configuration: crash files as text, no telemetry, short polling, logs to a file."""
-    from nipype import config as nipype_config
-    from nipype import logging as nipype_logging
+def apply_nipype_settings(config: Config) -> None:
+    """nipype's own configuration: crash files as text, short polling, no telemetry.
 
-    config.log_dir.mkdir(parents=True, exist_ok=True)
+    Workflows and nodes copy it when they are made: the process that builds the graph needs it too.
+    """
+    from nipype import config as nipype_config
+
     level = _level_name(config.execution.verbose)
-    nipype_config.update_config({
+    settings = {
         'execution': {
             'crashdump_dir': str(config.log_dir),
             'crashfile_format': 'txt',
@@ -41,31 +42,32 @@ def configure_nipype(config: Config) -> None:
             'stop_on_first_crash': config.execution.stop_on_first_crash,
             'hash_method': 'content',
             'check_version': False,
-            'remove_unnecessary_outputs': True,
         },
-        'logging': {
-            'log_directory': str(config.log_dir),
-            'workflow_level': 'INFO',
-            'interface_level': level,
-            'utils_level': level,
-        },
-        'monitoring': {'enabled': config.execution.resource_monitor, 'sample_frequency': '0.5'},
-    })  # fmt: skip
-    nipype_logging.update_logging(nipype_config)
+        'logging': {'workflow_level': level, 'interface_level': level, 'utils_level': level},
+    }
+    nipype_config.update_config(settings)
     if config.execution.resource_monitor:
+        nipype_config.update_config({'monitoring': {'sample_frequency': '0.5'}})
         nipype_config.enable_resource_monitor()
+
+
+def start_logging(config: Config) -> None:
+    """nipype's messages: all of them to ``nipype.log`` of this run, on the terminal as many as ``-v`` asks for."""
+    import nipype  # noqa: F401 - makes the loggers
+
+    config.log_dir.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(config.log_dir / 'nipype.log', delay=True)
     handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
+    level = _level_name(config.execution.verbose)
+    root = logging.getLogger('nipype')
+    for existing in root.handlers:
+        existing.setLevel(level)
+    root.addHandler(handler)
     for name in LOGGERS:
         logger = logging.getLogger(f'nipype.{name}')
         logger.setLevel('DEBUG' if config.execution.verbose > 1 else 'INFO')
-        for existing in list(logger.handlers):
+        for existing in logger.handlers:
             existing.setLevel(level)
-        logger.addHandler(handler)
-        logger.propagate = False
-    root = logging.getLogger('nipype')
-    for existing in list(root.handlers):
-        existing.setLevel(level)
 
 
 def run_workflow(workflow, config: Config) -> bool:

@@ -102,7 +102,8 @@ def run_reports_only(config: Config, started: float) -> int:
 def _run(config: Config, workflow) -> None:
     from bids_gsrecon.cli import execute
 
-    execute.configure_nipype(config)
+    execute.apply_nipype_settings(config)
+    execute.start_logging(config)
     if config.execution.write_graph:
         say(execute.write_graph(workflow, config))
     execute.run_workflow(workflow, config)

@@ -6,6 +6,7 @@ information does not reward a smaller overlap. Everything is deterministic: the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,44 +100,56 @@ class MutualInformation:
         return _nmi(fixed, self._moving_bins[inside])
 
     def optimise(
-        self, start: np.ndarray, *, step_mm: float = 4.0, tolerance_mm: float = 0.1, max_evaluations=600
-    ):
-        """Local search (Powell) from ``start``; returns (moving_to_fixed, NMI)."""
-        radius_mm = 60.0  # one parameter unit moves the rim of a head by about one millimetre
-        centre = start[:3, :3] @ self.centre_mm + start[:3, 3]
+        self,
+        start: np.ndarray,
+        *,
+        n_scales: int = 0,
+        penalty: Callable[[np.ndarray], float] | None = None,
+        step_mm: float = 4.0,
+        tolerance_mm: float = 0.1,
+        max_evaluations: int = 600,
+    ) -> tuple[np.ndarray, float]:
+        """Local search (Powell) from ``start``, rigid and with one or three scales where asked for.
 
-        def motion(p):
-            return rigid_from_parameters(np.concatenate([p[:3] / radius_mm, p[3:]]), centre) @ start
+        Parameters
+        ----------
+        start
+            4x4, moving world to fixed world.
+        n_scales
+            0: rigid; 1: and one scale; 3: and three, along the moving image's world axes.
+        penalty
+            Of a 4x4 motion, subtracted from the NMI during the search (not from the NMI returned).
+        step_mm, tolerance_mm
+            First step, and accuracy, as displacement 60 mm off the centre (the rim of a head).
 
-        directions = np.eye(6)[[5, 3, 4, 2, 0, 1]] * step_mm
-        found = optimize.minimize(
-            lambda p: -self(motion(p)),
-            np.zeros(6),
-            method='Powell',
-            options={
-                'xtol': tolerance_mm / step_mm,
-                'ftol': 1e-6,
-                'maxfev': max_evaluations,
-                'direc': directions,
-            },
-        )
-        return motion(found.x), -float(found.fun)
-
-    def optimise_affine(self, start: np.ndarray, *, step_mm=3.0, tolerance_mm=0.3, max_evaluations=900):
-        """As `optimise`, with three scales along the moving image's world axes as well."""
+        Returns
+        -------
+        (moving_to_fixed, NMI)
+        """
         radius_mm = 60.0
         centre = start[:3, :3] @ self.centre_mm + start[:3, 3]
 
         def motion(p):
+            matrix = rigid_from_parameters(np.concatenate([p[:3] / radius_mm, p[3:6]]), centre) @ start
+            if not n_scales:
+                return matrix
             scale = np.eye(4)
-            scale[:3, :3] = np.diag(np.exp(p[6:] / radius_mm))
+            scale[:3, :3] = np.diag(np.exp(np.broadcast_to(p[6:] / radius_mm, 3)))
             scale[:3, 3] = self.centre_mm - scale[:3, :3] @ self.centre_mm
-            return rigid_from_parameters(np.concatenate([p[:3] / radius_mm, p[3:6]]), centre) @ start @ scale
+            return matrix @ scale
 
+        # Shifts first (through plane before the others), then scales, then turns.
+        order = [5, 3, 4, *range(6, 6 + n_scales), 2, 0, 1]
         options = {'xtol': tolerance_mm / step_mm, 'ftol': 1e-6, 'maxfev': max_evaluations}
-        options['direc'] = np.eye(9)[[8, 7, 6, 5, 4, 3, 0, 1, 2]] * step_mm
-        found = optimize.minimize(lambda p: -self(motion(p)), np.zeros(9), method='Powell', options=options)
-        return motion(found.x), -float(found.fun)
+        options['direc'] = np.eye(6 + n_scales)[order] * step_mm
+        start_at = np.zeros(6 + n_scales)
+
+        def loss(p):
+            matrix = motion(p)
+            return (penalty(matrix) if penalty else 0.0) - self(matrix)
+
+        best = motion(optimize.minimize(loss, start_at, method='Powell', options=options).x)
+        return best, self(best)
 
 
 def _downsampled_mask(mask: np.ndarray, volume: Volume, voxel_mm: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def _working_copy(volume: Volume, seed: int) -> Volume:
 
 
 def _affine_start(head: Volume, template: Template) -> tuple[np.ndarray, float]:
-    """Template world to head world (4x4): rigid multi-start on NMI inside the brain, then three scales."""
+    """Template world to head world (4x4): rigid multi-start on NMI inside the brain, then scales."""
     inside = dilated(template.mask, template.image.lattice, 3.0)
     metric = MutualInformation(head, template.image, 4.0, moving_mask=inside, max_samples=15_000)
     pivot = metric.centre_mm
@@ -168,15 +169,30 @@ def _affine_start(head: Volume, template: Template) -> tuple[np.ndarray, float]:
     # The top 90 mm of a head are brain, skull and scalp: their centre is the brain's, whatever the neck.
     upper = points[points[:, 2] > np.percentile(points[:, 2], 99.5) - 130.0]
     guess = upper.mean(0)
-    starts = []
-    for lift in (-20.0, 0.0, 20.0):
-        for pitch in (-20.0, 0.0, 20.0):
+    rough = []
+    for lift in (-30.0, -15.0, 0.0, 15.0, 30.0):
+        starts = []
+        for pitch, ahead, scale in itertools.product((-20, 0, 20), (-20, 0, 20), (0.88, 1.0)):
             start = rigid_from_parameters([np.radians(pitch), 0, 0, 0, 0, 0], pivot)
-            start[:3, 3] += guess - pivot + [0, 0, lift]
+            start[:3, :3] *= scale
+            start[:3, 3] = guess + np.array([0, ahead, lift]) - start[:3, :3] @ pivot
             starts.append(start)
-    best = sorted(starts, key=metric, reverse=True)[:3]
-    found = max((metric.optimise(s, step_mm=6.0, max_evaluations=500) for s in best), key=lambda f: f[1])
-    return metric.optimise_affine(found[0], max_evaluations=900)
+        options = {'n_scales': 1, 'step_mm': 6.0, 'tolerance_mm': 0.5, 'max_evaluations': 400}
+        rough.append(metric.optimise(max(starts, key=metric), penalty=_implausibility, **options))
+    rough.sort(key=lambda found: found[1] - _implausibility(found[0]), reverse=True)
+    options = {'n_scales': 3, 'step_mm': 3.0, 'tolerance_mm': 0.3, 'max_evaluations': 900}
+    fine = [metric.optimise(matrix, penalty=_implausibility, **options) for matrix, _ in rough[:2]]
+    return max(fine, key=lambda found: found[1] - _implausibility(found[0]))
+
+
+def _implausibility(affine: np.ndarray) -> float:
+    """Penalty, in units of NMI, for brains far from the template's size or of odd proportions.
+
+    MNI152 is larger than most brains (1.9 L): lengths of 0.78 to 1.01 of it cost nothing.
+    """
+    scales = np.log(np.linalg.svd(affine[:3, :3], compute_uv=False))
+    size = max(0.0, abs(scales.mean() + 0.12) - 0.13)
+    return 0.03 * ((size / 0.1) ** 2 + (max(0.0, np.ptp(scales) - 0.15) / 0.15) ** 2)
 
 
 def _warped_probability(head: Volume, template: Template, affine: np.ndarray, seed: int) -> np.ndarray:
@@ -196,7 +212,8 @@ def _warped_probability(head: Volume, template: Template, affine: np.ndarray, se
         arguments = ['--output', folder / 'x', '--masks', f'[{pointer(mask)},NA]']
         arguments += ['--initial-moving-transform', 'Identity']
         arguments += ['--transform', 'SyN[0.1,3,1]', '--metric', f'Mattes[{pair},1,32]']
-        arguments += ['--convergence', '[30x20,1e-6,8]', '--shrink-factors', '3x2', '--smoothing-sigmas', '3x2mm']
+        arguments += ['--convergence', '[30x20,1e-6,8]']
+        arguments += ['--shrink-factors', '3x2', '--smoothing-sigmas', '3x2mm']
         ants_registration(arguments, seed=seed)
         warped = ants.apply_transforms(
             target,

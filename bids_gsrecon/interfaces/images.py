@@ -19,8 +19,9 @@ from bids_gsrecon.imaging.lattice import Volume
 
 
 def sentence(path, error: Exception) -> InputError:
-    """``error`` of a pure function as the one sentence about the file it was given."""
-    return InputError(f'{path}: {str(error).rstrip(".")}.')
+    """``error`` of a pure function ("it does not ...") as the one sentence about the file it was given."""
+    text = str(error).rstrip('.')
+    return InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.')
 
 
 class _PrepareTargetInputSpec(BaseInterfaceInputSpec):

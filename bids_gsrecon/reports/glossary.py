@@ -38,7 +38,7 @@ GLOSSARY = {
         'dB',
         'How closely the Gaussians reproduce the voxel solution that they were fitted to: nothing visible is '
         'lost above about 45 dB.',
-        low=40.0,
+        low=38.0,
     ),
     'slice_factor': Figure('Slice factor', '', 'Output cells that one slice spacing is divided into.'),
     'n_gaussians': Figure('Gaussians', '', 'How many make up the image.'),

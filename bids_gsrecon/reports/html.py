@@ -119,7 +119,8 @@ def write_participant_report(
         One entry per failure: a sentence, or a dictionary with any of ``node``, ``error``, ``file``,
         ``traceback``.
     run_info
-        Names and values for the last section (version, command, run_uuid, ...).
+        Names and values for the last section (version, command, run_uuid, ...); ``recon``, ``why`` and
+        ``remarks``, where given, are also said at the top.
 
     Returns
     -------
@@ -141,6 +142,7 @@ def write_participant_report(
         overall=_overall(sessions, errors),
         boilerplate=_paragraphs(boilerplate),
         errors=errors,
+        done={name: str(value).rstrip('.') for name, value in (run_info or {}).items()},
         run_info=[(humanise(k), number(v)) for k, v in (run_info or {}).items()],
         made=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         version=_version(),

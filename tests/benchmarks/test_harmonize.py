@@ -85,3 +85,15 @@ def test_perfect_command_scores_infinite(bench, tmp_path, capsys):
     assert bench.main(['--t1', str(t1w), '--t2', str(path), '--factors', '3', '--size', '30', '32', '30',
                        '--command', cheat]) == 0  # fmt: skip
     assert 'inf' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_demo_reports_every_lesion(bench, tmp_path, capsys):
+    from bids_gsrecon.interfaces.demo import make_demo
+
+    make_demo(tmp_path / 'demo', resolution_mm=4)
+    assert bench.main(['--demo', str(tmp_path / 'demo'), '--no-ours']) == 0
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert [row.split()[1:4:2] for row in rows] == [
+        ['FLAIR', 'linear'], ['FLAIR', 'cubic'], ['T2w', 'linear'], ['T2w', 'cubic'],
+    ]  # fmt: skip
+    assert all('lesion contrast' in row for row in rows)

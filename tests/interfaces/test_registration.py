@@ -111,7 +111,7 @@ def test_no_overlap_is_said(pair):
 
 
 def test_averaging_over_a_slab_matches_the_slab(pair):
-    t1w, _, mask, _ = pair
+    t1w, _, _, _ = pair
     lattice = t1w.lattice.resampled([1.2, 1.2, 6.0])
     slabs = thick_of(t1w, lattice, axis=2, factor=5)
     averaged = averaged_over_voxel(t1w, slabs, np.eye(4))

@@ -1,0 +1,209 @@
+"""The whole app in processes of its own, on brains of 20 voxels: minutes, not seconds."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_gsrecon.interfaces.registration import load_itk_transform
+from tests.bids_datasets import healthy, write_t1w, write_thick
+
+pytestmark = pytest.mark.integration
+FAST = ['--sloppy', '--scaffold-iterations', '2', '--skip-bids-validation', '--mem', '6G']
+
+
+def command(root, *arguments, out='out', work='work', level='participant'):
+    paths = [root / 'bids', root / out, level, '-w', root / work]
+    return [sys.executable, '-m', 'bids_gsrecon', *map(str, [*paths, *FAST, *arguments])]
+
+
+def run(root, *arguments, **kwargs):
+    return subprocess.run(command(root, *arguments, **kwargs), capture_output=True, text=True, timeout=600)
+
+
+def results(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob('sub-*/**/*.nii.gz'))
+    }
+
+
+def last_status(folder):
+    path = max(folder.glob('logs/*/status.json'), key=lambda item: item.stat().st_mtime)
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope='module')
+def app(tmp_path_factory):
+    """A run on one healthy participant and three broken ones; (folder, finished process)."""
+    root = tmp_path_factory.mktemp('app')
+    bids = healthy(root / 'bids', labels=('01', '02', '03'))
+    path = bids / 'sub-02' / 'anat' / 'sub-02_T2w.nii.gz'
+    image = nib.load(path)
+    data = image.get_fdata(dtype=np.float32)
+    data[5, 5, 5] = np.nan
+    nib.save(nib.Nifti1Image(data, image.affine), path)
+    path = bids / 'sub-03' / 'anat' / 'sub-03_T2w.nii.gz'
+    image = nib.load(path)
+    away = image.affine.copy()
+    away[:3, 3] += 500
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), away), path)
+    write_thick(bids, '04')
+    return root, run(root, '--nprocs', '2', '--omp-nthreads', '1', '-d', f'x={bids}')
+
+
+def test_the_others_go_on_and_every_error_is_one_sentence(app):
+    root, done = app
+    assert done.returncode == 1, done.stderr
+    status = last_status(root / 'out')
+    assert status['exit_code'] == 1
+    people = status['participants']
+    assert [people[label]['status'] for label in ('01', '02', '03', '04')] == ['ok', 'failed', 'failed', 'failed']
+    assert people['01']['errors'] == []
+    for label, said in (('02', 'NaN'), ('03', 'does not overlap'), ('04', 'no T1w')):
+        assert len(people[label]['errors']) == 1
+        sentence = people[label]['errors'][0]
+        assert said in sentence
+        assert f'sub-{label}' in sentence
+        assert sentence in done.stderr
+        page = (root / 'out' / f'sub-{label}.html').read_text()
+        assert said in page
+    assert 'Traceback' not in done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1] == status['verdict']
+    assert 'sub-02, sub-03, sub-04' in status['verdict']
+
+
+def test_what_could_be_done_was_done_and_nothing_is_half_written(app):
+    out = app[0] / 'out'
+    found = results(out)
+    for label in ('01', '02', '03'):
+        assert f'sub-{label}/anat/sub-{label}_space-T1w_res-iso_desc-sr_FLAIR.nii.gz' in found
+    assert 'sub-01/anat/sub-01_space-T1w_res-iso_desc-sr_T2w.nii.gz' in found
+    assert 'sub-02/anat/sub-02_space-T1w_res-iso_desc-sr_T2w.nii.gz' not in found
+    assert 'sub-03/anat/sub-03_space-T1w_res-iso_desc-sr_T2w.nii.gz' not in found
+    assert not list(out.rglob('.tmp-*'))
+
+
+def test_results_are_on_the_grid_of_the_t1w_and_carry_their_metadata(app):
+    root, _ = app
+    anat = root / 'out' / 'sub-01' / 'anat'
+    t1w = nib.load(root / 'bids' / 'sub-01' / 'anat' / 'sub-01_T1w.nii.gz')
+    stem = 'sub-01_space-T1w_res-iso_desc-sr_T2w'
+    image = nib.load(anat / f'{stem}.nii.gz')
+    assert image.shape == t1w.shape
+    np.testing.assert_allclose(image.affine, t1w.affine, atol=1e-5)
+    assert np.isfinite(image.get_fdata()).all()
+    brain = nib.load(anat / 'sub-01_desc-brain_mask.nii.gz').get_fdata() > 0
+    assert np.corrcoef(image.get_fdata()[brain], t1w.get_fdata()[brain])[0, 1] < 0.9, 'it is not the T1w'
+    sidecar = json.loads((anat / f'{stem}.json').read_text())
+    assert {'SkullStripped', 'Resolution', 'SpatialReference', 'Sources', 'HarmonizeOptions'} <= set(sidecar)
+    assert sidecar['Sources'][0] == 'bids:raw:sub-01/anat/sub-01_T2w.nii.gz'
+    assert sidecar['SliceThickness'] == 8.0
+    motion = load_itk_transform(anat / 'sub-01_from-T2w_to-T1w_mode-image_xfm.txt')
+    np.testing.assert_allclose(motion, sidecar['TargetToReferenceRAS'], atol=1e-9)
+    description = json.loads((root / 'out' / 'dataset_description.json').read_text())
+    assert description['GeneratedBy'][0]['Name'] == 'bids_gsrecon'
+    assert 'raw' in description['DatasetLinks']
+
+
+@pytest.mark.skipif(shutil.which('bids-validator-deno') is None, reason='bids-validator-deno is not installed')
+def test_the_bids_validator_accepts_the_output(app):
+    arguments = ['bids-validator-deno', str(app[0] / 'out'), '--format', 'json']
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    issues = json.loads(done.stdout)['issues']['issues']
+    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+
+
+def test_a_second_run_reuses_everything(app):
+    root, _ = app
+    node = root / 'work' / 'bids_gsrecon_wf' / 'sub_01_wf' / 'session_wf'
+    kept = [*node.rglob('scaffold.h5'), *node.rglob('image.nii.gz'), *node.rglob('desc-after.png')]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) == 5
+    found = results(root / 'out')
+    shutil.rmtree(root / 'out' / 'sub-01')
+    started = time.monotonic()
+    done = run(root, '--participant-label', '01')
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 60
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert results(root / 'out') == found
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_result(app):
+    root, _ = app
+    folders = {'out': 'out-killed', 'work': 'work-killed'}
+    arguments = ['--participant-label', '01', '--nprocs', '1']
+    process = subprocess.Popen(
+        command(root, *arguments, **folders),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    learned = root / 'work-killed' / 'bids_gsrecon_wf' / 'sub_01_wf' / 'session_wf' / 'learn_scaffold'
+    deadline = time.monotonic() + 300
+    while not (learned / 'result_learn_scaffold.pklz').exists():
+        assert process.poll() is None, 'it must not end before it is killed'
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    scaffold = (learned / 'scaffold.h5').stat().st_mtime_ns
+    done = run(root, *arguments, **folders)
+    assert done.returncode == 0, done.stderr
+    assert (learned / 'scaffold.h5').stat().st_mtime_ns == scaffold, 'what was done is not done again'
+    ours = results(root / 'out-killed')
+    assert ours == {name: digest for name, digest in results(root / 'out').items() if name.startswith('sub-01')}
+
+
+def test_reports_group_and_boilerplate_without_computing(app):
+    root, _ = app
+    page = root / 'out' / 'sub-02.html'
+    page.unlink()
+    done = run(root, '--reports-only', '--participant-label', '02')
+    assert done.returncode == 1, 'its failure is not forgotten'
+    assert 'NaN' in page.read_text()
+    group = run(root, level='group')
+    assert group.returncode == 0, group.stderr
+    assert len((root / 'out' / 'group_merit.tsv').read_text().splitlines()) == 5
+    (root / 'out' / 'logs' / 'CITATION.md').unlink()
+    done = run(root, '--boilerplate-only')
+    assert done.returncode == 0, done.stderr
+    assert 'AtlasGS' in (root / 'out' / 'logs' / 'CITATION.md').read_text()
+
+
+def test_nothing_to_do_is_exit_code_70(tmp_path):
+    root = Path(tmp_path)
+    healthy(root / 'bids', labels=())
+    write_t1w(root / 'bids', '01')
+    done = run(root)
+    assert done.returncode == 70, done.stderr
+    assert last_status(root / 'out')['participants']['01']['status'] == 'nothing to do'
+
+
+def test_wrong_arguments_are_exit_code_2_and_write_nothing(tmp_path):
+    healthy(tmp_path / 'bids')
+    done = run(tmp_path, '--participant-label', '99')
+    assert done.returncode == 2
+    assert done.stderr.count('\n') == 1
+    assert not list(tmp_path.glob('out/*'))
+    assert run(tmp_path, '--recon', 'svr').returncode == 2
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        'import sys\nfrom bids_gsrecon.cli.run import main\n'
+        'try:\n    main(["--help"])\nexcept SystemExit as stop:\n    assert stop.code == 0\n'
+        'heavy = {"torch", "numba", "nipype", "bids", "ants", "matplotlib", "scipy"} & set(sys.modules)\n'
+        'assert not heavy, heavy'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
