@@ -28,8 +28,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_packaging.py
 
 clean:
 	rm -rf $(DEMO) build dist *.egg-info

@@ -19,7 +19,6 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-
 from bids_gsrecon.gpu import FrozenWeights, get_backend, set_num_threads
 from bids_gsrecon.gpu._forward import interval
 from bids_gsrecon.gpu.reference import symmetric_matrices

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, Backend, get_backend
 
 COMPOSITIONS = ('sum', 'normalized')

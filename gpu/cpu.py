@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange
-from numpy.lib.stride_tricks import as_strided
-
 from bids_gsrecon.gpu import _backward, _forward
 from bids_gsrecon.gpu._records import make_records
 from bids_gsrecon.gpu._simd import prefetch
@@ -18,6 +15,8 @@ from bids_gsrecon.gpu.backend import (
     check_geometry,
 )
 from bids_gsrecon.gpu.threads import thread_limit
+from numba import get_num_threads, njit, prange
+from numpy.lib.stride_tricks import as_strided
 
 # Vector loads and stores overrun a box by up to 15 voxels: rows are that much longer than nx.
 _PAD = 16

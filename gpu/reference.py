@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-
 from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,

@@ -61,11 +61,13 @@ def anat(root, label, session=None):
 def write_t1w(root, label, session=None, sizes=(FINE_MM,) * 3, entities='', **kwargs) -> Path:
     """An isotropic (by default) skull-stripped T1w."""
     folder, stem = anat(root, label, session)
-    shape = tuple(int(round(80 / size)) for size in sizes)
+    shape = tuple(round(80 / size) for size in sizes)
     return write_image(folder / f'{stem}{entities}_T1w.nii.gz', brain(shape, sizes), affine(sizes), **kwargs)
 
 
-def write_thick(root, label, suffix='T2w', session=None, thickness=8.0, axis=2, entities='', **kwargs) -> Path:
+def write_thick(
+    root, label, suffix='T2w', session=None, thickness=8.0, axis=2, entities='', **kwargs
+) -> Path:
     """A thick contrast, slab means of a finer one; the origin is the centre of the first slab."""
     folder, stem = anat(root, label, session)
     fine = brain((20, 20, 20), (FINE_MM,) * 3, contrast=-1.0)

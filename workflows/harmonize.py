@@ -227,7 +227,7 @@ def _summary(config: Config, session: SessionPlan) -> dict:
         'scaffold': 'given' if session.scaffold else 'learned',
         'method': 'harmonize (AtlasGS)',
         'random_seed': config.execution.random_seed,
-        **{k: v for k, v in config.method.harmonize.items()},
+        **config.method.harmonize,
     }
 
 

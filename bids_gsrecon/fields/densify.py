@@ -8,7 +8,9 @@ from scipy import ndimage
 from bids_gsrecon.fields.gaussians import GaussianField
 
 
-def residual_maxima(residual: np.ndarray, region: np.ndarray, n_most: int, threshold: float = 0.0) -> np.ndarray:
+def residual_maxima(
+    residual: np.ndarray, region: np.ndarray, n_most: int, threshold: float = 0.0
+) -> np.ndarray:
     """Voxels (n, 3) where ``|residual|`` peaks among its six neighbours, the largest ``n_most`` of them.
 
     In stored order (not by size), so that equal inputs give equal fields.

@@ -59,7 +59,9 @@ class GaussianField:
             and self.amplitudes.shape == (n, len(self.channels))
         )
         if not shapes:
-            raise ValueError('the arrays of a Gaussian field must agree in their number of Gaussians and channels')
+            raise ValueError(
+                'the arrays of a Gaussian field must agree in their number of Gaussians and channels'
+            )
         if self.composition not in COMPOSITIONS:
             raise ValueError(f'unknown composition {self.composition!r}: one of {COMPOSITIONS}')
 

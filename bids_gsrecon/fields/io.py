@@ -30,7 +30,9 @@ def save_field(path, layers: Sequence[GaussianField], metadata: dict | None = No
     os.close(handle)
     try:
         with h5py.File(temporary, 'w', track_order=True) as file:
-            file.attrs.update(format=FORMAT, version=VERSION, world='RAS mm', metadata=json.dumps(metadata or {}))
+            file.attrs.update(
+                format=FORMAT, version=VERSION, world='RAS mm', metadata=json.dumps(metadata or {})
+            )
             for i, layer in enumerate(layers):
                 group = file.create_group(f'layers/{i}')
                 group.attrs['composition'] = layer.composition
@@ -38,7 +40,9 @@ def save_field(path, layers: Sequence[GaussianField], metadata: dict | None = No
                 group.attrs['metadata'] = json.dumps(layer.metadata)
                 for name in _ARRAYS:
                     array = getattr(layer, name)
-                    group.create_dataset(name, data=array, compression='lzf' if array.size else None, shuffle=True)
+                    group.create_dataset(
+                        name, data=array, compression='lzf' if array.size else None, shuffle=True
+                    )
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
@@ -60,7 +64,9 @@ def load_field(path) -> tuple[list[GaussianField], dict]:
     try:
         with h5py.File(path, 'r') as file:
             if file.attrs.get('format') != FORMAT:
-                raise InputError(f'{path} is not a Gaussian field of this package: give a *_field.h5 or *_scaffold.h5.')
+                raise InputError(
+                    f'{path} is not a Gaussian field of this package: give a *_field.h5 or *_scaffold.h5.'
+                )
             if int(file.attrs['version']) > VERSION:
                 raise InputError(f'{path} was written by a newer version: update bids_gsrecon to read it.')
             layers = [

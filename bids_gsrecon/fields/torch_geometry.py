@@ -68,17 +68,26 @@ def _backward(log_scales, quaternions, linear, grad, grad_scales, grad_quaternio
                     j += 1
             for a in range(3):
                 for k in range(3):
-                    dfactor[a, k] = 2 * (g[a, 0] * factor[0, k] + g[a, 1] * factor[1, k] + g[a, 2] * factor[2, k])
+                    dfactor[a, k] = 2 * (
+                        g[a, 0] * factor[0, k] + g[a, 1] * factor[1, k] + g[a, 2] * factor[2, k]
+                    )
             for k in range(3):
                 scale = np.exp(np.float64(log_scales[i, k]))
                 total = 0.0
                 for a in range(3):
                     total += dfactor[a, k] * factor[a, k]
                     dr[a, k] = scale * (
-                        linear[0, a] * dfactor[0, k] + linear[1, a] * dfactor[1, k] + linear[2, a] * dfactor[2, k]
+                        linear[0, a] * dfactor[0, k]
+                        + linear[1, a] * dfactor[1, k]
+                        + linear[2, a] * dfactor[2, k]
                     )
                 grad_scales[i, k] = total
-            w, x, y, z = quaternions[i, 0] / norm, quaternions[i, 1] / norm, quaternions[i, 2] / norm, quaternions[i, 3] / norm
+            w, x, y, z = (
+                quaternions[i, 0] / norm,
+                quaternions[i, 1] / norm,
+                quaternions[i, 2] / norm,
+                quaternions[i, 3] / norm,
+            )
             dq[0] = 2 * (x * (dr[2, 1] - dr[1, 2]) + y * (dr[0, 2] - dr[2, 0]) + z * (dr[1, 0] - dr[0, 1]))
             dq[1] = 2 * (
                 y * (dr[0, 1] + dr[1, 0]) + z * (dr[0, 2] + dr[2, 0]) + w * (dr[2, 1] - dr[1, 2])
@@ -136,6 +145,8 @@ def to_index_space(field, world_to_voxel: np.ndarray) -> tuple[np.ndarray, np.nd
     matrix = np.asarray(world_to_voxel, dtype=np.float64)
     means = field.means_mm @ matrix[:3, :3].T + matrix[:3, 3]
     covariances = index_covariances(
-        torch.from_numpy(field.log_scales).double(), torch.from_numpy(field.quaternions).double(), matrix[:3, :3]
+        torch.from_numpy(field.log_scales).double(),
+        torch.from_numpy(field.quaternions).double(),
+        matrix[:3, :3],
     )
     return means, covariances.numpy()

@@ -73,13 +73,17 @@ def _sample(layers, lattice, channel, backend) -> np.ndarray:
         means, covariances = to_index_space(layer, lattice.world_to_voxel)
         amplitudes = layer.amplitudes[:, [layer.channels.index(channel)]]
         with torch.no_grad():
-            image += rasterize(
-                torch.from_numpy(means),
-                torch.from_numpy(covariances),
-                torch.from_numpy(layer.log_weights),
-                torch.from_numpy(np.ascontiguousarray(amplitudes)),
-                lattice.shape,
-                composition=layer.composition,
-                backend=backend,
-            )[0].cpu().numpy()
+            image += (
+                rasterize(
+                    torch.from_numpy(means),
+                    torch.from_numpy(covariances),
+                    torch.from_numpy(layer.log_weights),
+                    torch.from_numpy(np.ascontiguousarray(amplitudes)),
+                    lattice.shape,
+                    composition=layer.composition,
+                    backend=backend,
+                )[0]
+                .cpu()
+                .numpy()
+            )
     return image

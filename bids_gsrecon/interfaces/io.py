@@ -50,7 +50,9 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
     if data.ndim == 4 and allow_4d_mean:
         data = data.mean(-1, dtype=np.float64).astype(np.float32)
     if data.ndim != 3:
-        raise InputError(f'{path} has {data.ndim} dimensions where 3 are needed: extract one volume (or average).')
+        raise InputError(
+            f'{path} has {data.ndim} dimensions where 3 are needed: extract one volume (or average).'
+        )
     if not np.isfinite(data).all():
         raise InputError(f'{path} holds NaN or infinite values: replace them (for instance by 0) first.')
     affine = image.affine
@@ -63,7 +65,9 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
         raise InputError(f'{path} has a broken affine or a zero voxel size: repair its header (sform/qform).')
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     if zooms.max() > 50 or zooms.min() < 0.02:
-        raise InputError(f'{path} has voxels of {np.round(zooms, 4)} mm: the header is not in mm; repair its units.')
+        raise InputError(
+            f'{path} has voxels of {np.round(zooms, 4)} mm: the header is not in mm; repair its units.'
+        )
     cosines = affine[:3, :3] / zooms
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 0.02:
         raise InputError(f'{path} has a sheared affine: resample it to a rectangular grid first.')
@@ -95,11 +99,16 @@ def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:
         from scipy import ndimage
 
         matrix = volume.lattice.world_to_voxel @ lattice.affine
-        mask = ndimage.affine_transform(
-            mask.astype(np.float32), matrix[:3, :3], matrix[:3, 3], lattice.shape, order=0
-        ) > 0.5
+        mask = (
+            ndimage.affine_transform(
+                mask.astype(np.float32), matrix[:3, :3], matrix[:3, 3], lattice.shape, order=0
+            )
+            > 0.5
+        )
     if not mask.any():
-        raise InputError(f'{path} is an empty mask (on the grid of the image): draw it again or leave it out.')
+        raise InputError(
+            f'{path} is an empty mask (on the grid of the image): draw it again or leave it out.'
+        )
     return mask
 
 
@@ -133,7 +142,9 @@ def write_atomically(path, write) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.') from error
+        raise InputError(
+            f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.'
+        ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

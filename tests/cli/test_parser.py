@@ -118,7 +118,9 @@ def test_plugin_file(base, tmp_path, option):
 
 def test_config_file_is_overridden_by_the_command_line(base, tmp_path):
     file = tmp_path / 'settings.toml'
-    file.write_text('[execution]\nrandom_seed = 5\n[resources]\nnprocs = 3\n[method.harmonize]\nuncertainty = false\n')
+    file.write_text(
+        '[execution]\nrandom_seed = 5\n[resources]\nnprocs = 3\n[method.harmonize]\nuncertainty = false\n'
+    )
     config = parse_args([*base, '--config-file', file, '--random-seed', '6'])
     assert config.execution.random_seed == 6
     assert config.resources.nprocs == 3

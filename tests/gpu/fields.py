@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import torch
-
 from bids_gsrecon.gpu.reference import symmetric_matrices, voxel_centres
 
 NAMES = ('means', 'covariances', 'log_weights', 'amplitudes')

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from numba import njit
-
 from bids_gsrecon.gpu import _simd as v
+from numba import njit
 
 LANES = [4, 8, 16]
 

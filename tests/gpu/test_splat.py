@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from bids_gsrecon.gpu import available_backends, compose, get_backend, rasterize, splat_sums
 from bids_gsrecon.gpu.reference import reference_sums
+
 from tests.gpu import fields
 
 TOLERANCE = 1e-5

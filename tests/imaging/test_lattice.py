@@ -57,7 +57,12 @@ def test_same_grid():
 
 @pytest.mark.parametrize(
     ('shape', 'affine'),
-    [((2, 2, 0), np.eye(4)), ((2, 2), np.eye(4)), ((2, 2, 2), np.zeros((4, 4))), ((2, 2, 2), np.full((4, 4), np.nan))],
+    [
+        ((2, 2, 0), np.eye(4)),
+        ((2, 2), np.eye(4)),
+        ((2, 2, 2), np.zeros((4, 4))),
+        ((2, 2, 2), np.full((4, 4), np.nan)),
+    ],
 )
 def test_impossible_grids_are_refused(shape, affine):
     with pytest.raises(ValueError, match='must|singular'):

@@ -67,7 +67,12 @@ def test_the_others_go_on_and_every_error_is_one_sentence(app):
     status = last_status(root / 'out')
     assert status['exit_code'] == 1
     people = status['participants']
-    assert [people[label]['status'] for label in ('01', '02', '03', '04')] == ['ok', 'failed', 'failed', 'failed']
+    assert [people[label]['status'] for label in ('01', '02', '03', '04')] == [
+        'ok',
+        'failed',
+        'failed',
+        'failed',
+    ]
     assert people['01']['errors'] == []
     for label, said in (('02', 'NaN'), ('03', 'does not overlap'), ('04', 'no T1w')):
         assert len(people[label]['errors']) == 1
@@ -115,7 +120,9 @@ def test_results_are_on_the_grid_of_the_t1w_and_carry_their_metadata(app):
     assert 'raw' in description['DatasetLinks']
 
 
-@pytest.mark.skipif(shutil.which('bids-validator-deno') is None, reason='bids-validator-deno is not installed')
+@pytest.mark.skipif(
+    shutil.which('bids-validator-deno') is None, reason='bids-validator-deno is not installed'
+)
 def test_the_bids_validator_accepts_the_output(app):
     arguments = ['bids-validator-deno', str(app[0] / 'out'), '--format', 'json']
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
@@ -162,7 +169,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_result(app):
     assert done.returncode == 0, done.stderr
     assert (learned / 'scaffold.h5').stat().st_mtime_ns == scaffold, 'what was done is not done again'
     ours = results(root / 'out-killed')
-    assert ours == {name: digest for name, digest in results(root / 'out').items() if name.startswith('sub-01')}
+    assert ours == {
+        name: digest for name, digest in results(root / 'out').items() if name.startswith('sub-01')
+    }
 
 
 def test_reports_group_and_boilerplate_without_computing(app):

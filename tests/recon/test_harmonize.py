@@ -183,7 +183,11 @@ def test_stored_axis_order_and_flips_do_not_matter(case, result, order):
     stored = Volume.from_affine(volume.data[::-1, :, ::-1].transpose(order), volume.affine @ flip @ permute)
     axis = order.index(2)
     target = Target('T2w', stored, SliceProfile('box', 4.0, axis))
-    image = harmonize(reference, [target], mask=mask, scaffold=result[0].scaffold, options=FAST).contrasts[0].image
+    image = (
+        harmonize(reference, [target], mask=mask, scaffold=result[0].scaffold, options=FAST)
+        .contrasts[0]
+        .image
+    )
     scale = np.percentile(truth.data[mask], 99.5)
     # Training samples differ with the order; the answer must not, beyond their noise.
     assert abs(psnr(image, truth.data, mask) - psnr(result[0].contrasts[0].image, truth.data, mask)) < 0.3
@@ -218,7 +222,9 @@ def test_genuinely_oblique_slices(case):
 
 
 def _inside(lattice, other):
-    points = other.to_index(lattice.to_world(np.stack(np.meshgrid(*map(np.arange, lattice.shape), indexing='ij'), -1)))
+    points = other.to_index(
+        lattice.to_world(np.stack(np.meshgrid(*map(np.arange, lattice.shape), indexing='ij'), -1))
+    )
     return ((points > 0) & (points < np.array(other.shape) - 1)).all(-1)
 
 
@@ -265,7 +271,10 @@ def test_frozen_geometry_is_frozen(result):
 def test_bad_input_is_refused_in_a_sentence(case):
     reference, truth, mask, _ = case
     volume = thick(truth.data, truth.affine)
-    far = Volume(volume.data, volume.lattice.moved(np.array([[1, 0, 0, 500], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])))
+    far = Volume(
+        volume.data,
+        volume.lattice.moved(np.array([[1, 0, 0, 500], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
+    )
     with pytest.raises(ValueError, match='do not overlap'):
         harmonize(reference, [as_target(far)], mask=mask, options=replace(FAST, scaffold_iterations=1))
     with pytest.raises(ValueError, match='mask of the reference is empty'):

@@ -2,12 +2,12 @@ import hashlib
 import json
 
 import pytest
+from bids_gsrecon.workflows.boilerplate import read_bibliography, write_boilerplate
+from bids_gsrecon.workflows.registry import RECONS, session_builder
 
 from bids_gsrecon.cli.build import build
 from bids_gsrecon.cli.parser import parse_args
 from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink
-from bids_gsrecon.workflows.boilerplate import read_bibliography, write_boilerplate
-from bids_gsrecon.workflows.registry import RECONS, session_builder
 from tests.bids_datasets import healthy, write_t1w, write_thick
 
 
@@ -55,7 +55,9 @@ def test_options_shape_the_graph(tmp_path, make):
     assert any('uncertainty' in path for path in sink_paths(plain))
     node = 'sub_01_wf.session_wf.T2w_wf.harmonize'
     assert plain.get_node(node).interface.inputs.output_resolution_mm == 0
-    coarse = make('--output-resolution', '3', '--random-seed', '9', '--relax-geometry').workflow.get_node(node)
+    coarse = make('--output-resolution', '3', '--random-seed', '9', '--relax-geometry').workflow.get_node(
+        node
+    )
     assert coarse.interface.inputs.output_resolution_mm == 3
     assert coarse.interface.inputs.seed == 9
     assert coarse.interface.inputs.options['relax_geometry'] is True

@@ -4,10 +4,19 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from bids_gsrecon.workflows.plan import plan_participants
 
 from bids_gsrecon.cli.parser import parse_args
-from bids_gsrecon.workflows.plan import plan_participants
-from tests.bids_datasets import affine, anat, brain, healthy, write_description, write_image, write_t1w, write_thick
+from tests.bids_datasets import (
+    affine,
+    anat,
+    brain,
+    healthy,
+    write_description,
+    write_image,
+    write_t1w,
+    write_thick,
+)
 
 
 @pytest.fixture
@@ -166,7 +175,8 @@ def test_diffusion_and_perfusion_are_averaged(root, plan):
 
 
 @pytest.mark.parametrize(
-    ('bval', 'said'), [(None, 'has no sub-01_dwi.bval'), ('1000 900', 'no b=0'), ('0', '1 values for 2 volumes')]
+    ('bval', 'said'),
+    [(None, 'has no sub-01_dwi.bval'), ('1000 900', 'no b=0'), ('0', '1 values for 2 volumes')],
 )
 def test_diffusion_without_b0(root, plan, bval, said):
     write_t1w(root, '01')
@@ -236,7 +246,9 @@ def test_one_broken_participant_leaves_the_others(tmp_path, plan):
 
 def test_slice_metadata(root, plan):
     write_t1w(root, '01')
-    write_thick(root, '01', entities='_acq-gap', metadata={'SliceThickness': 6.0, 'SpacingBetweenSlices': 8.0})
+    write_thick(
+        root, '01', entities='_acq-gap', metadata={'SliceThickness': 6.0, 'SpacingBetweenSlices': 8.0}
+    )
     write_thick(root, '01', entities='_acq-lie', metadata={'SliceThickness': 0.9})
     write_thick(root, '01', entities='_acq-dir', metadata={'SliceEncodingDirection': 'i'})
     item = plan('--slice-profile', 'gaussian')['01']

@@ -84,7 +84,9 @@ def voxel_prior(
             learn = False  # a slice that is coarse in plane too knows nothing finer than itself
     if learn:
         problems = [
-            degrade_in_plane(slices, seen, slice_mask, axis, frame.factor, strength, options.guidance_bandwidth)
+            degrade_in_plane(
+                slices, seen, slice_mask, axis, frame.factor, strength, options.guidance_bandwidth
+            )
             for axis in (1, 2)
             if slices.shape[axis] >= 2 * frame.factor
         ]

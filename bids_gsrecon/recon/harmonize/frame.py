@@ -57,7 +57,9 @@ class SliceFrame:
     def from_volume(self, volume: Volume, order: int = 3) -> np.ndarray:
         """A volume of the reference's world sampled on the fine grid, (nz, ny, nx) float32."""
         matrix = volume.lattice.world_to_voxel @ self.lattice.affine
-        return np.ascontiguousarray(resample(volume.data, matrix, self.lattice.shape, order).transpose(2, 1, 0))
+        return np.ascontiguousarray(
+            resample(volume.data, matrix, self.lattice.shape, order).transpose(2, 1, 0)
+        )
 
     def to_target(self, slices: np.ndarray, target: Target) -> np.ndarray:
         """Slices (ns, py, px) put back on the target's own grid; zero where the frame does not reach."""
@@ -153,5 +155,10 @@ def resample(data: np.ndarray, matrix: np.ndarray, shape, order: int) -> np.ndar
             out[inside] = data[tuple(slice(a, b) for a, b in zip(low + shift, high + shift))]
         return out
     return ndimage.affine_transform(
-        np.asarray(data, np.float32), matrix[:3, :3], matrix[:3, 3], tuple(shape), order=order, mode='constant'
+        np.asarray(data, np.float32),
+        matrix[:3, :3],
+        matrix[:3, 3],
+        tuple(shape),
+        order=order,
+        mode='constant',
     )

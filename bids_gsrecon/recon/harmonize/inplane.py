@@ -178,7 +178,9 @@ def train_in_plane(problems, factor: int, options: InPlaneOptions, seed: int, pr
     last_bias = last_bias * torch.tensor([scale, 1.0]) + torch.tensor([0.0, 2.0 * np.log(scale)])
     error_range = tuple(e + 2.0 * np.log(scale) for e in error_range)
     as_float = [torch.from_numpy(a.astype(np.float32)) for a in (weights, phase_bias)]
-    return PatchNetwork(half, factor, *as_float, second, second_bias, last.float(), last_bias.float(), error_range)
+    return PatchNetwork(
+        half, factor, *as_float, second, second_bias, last.float(), last_bias.float(), error_range
+    )
 
 
 def _fit(inputs, phases, targets, order, n_train, factor, options, seed, rng, progress):

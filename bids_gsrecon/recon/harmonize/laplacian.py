@@ -6,7 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 OFFSETS = np.array(
-    [(a, b, c) for a in (0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1) if (a, b, c) > (0, 0, 0)], dtype=np.int64
+    [(a, b, c) for a in (0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1) if (a, b, c) > (0, 0, 0)],
+    dtype=np.int64,
 )
 """Half of the 26 neighbours, (z, y, x); the other half is their mirror image."""
 
@@ -116,7 +117,5 @@ class GuidedLaplacian:
 
     def add_product(self, p: np.ndarray, strength: float, out: np.ndarray) -> np.ndarray:
         """In place ``out += strength * L p``."""
-        _apply(
-            self.weights, self.offsets, self.diagonal, self.start, self.stop, p, np.float32(strength), out
-        )
+        _apply(self.weights, self.offsets, self.diagonal, self.start, self.stop, p, np.float32(strength), out)
         return out

@@ -201,10 +201,14 @@ def _uncertainty_on(lattice, frame, prior, residual, output_mask, scale) -> np.n
 
 
 def _coverage(frame, mask, mask_lattice) -> float:
-    return float(frame.mask.sum() * np.prod(frame.spacing_mm) / (mask.sum() * np.prod(mask_lattice.voxel_sizes_mm)))
+    return float(
+        frame.mask.sum() * np.prod(frame.spacing_mm) / (mask.sum() * np.prod(mask_lattice.voxel_sizes_mm))
+    )
 
 
-def estimate_memory_gb(reference_shape, target_shapes, options: HarmonizeOptions = HarmonizeOptions()) -> float:
+def estimate_memory_gb(
+    reference_shape, target_shapes, options: HarmonizeOptions = HarmonizeOptions()
+) -> float:
     """Peak memory of `harmonize` in GB: the interpreter, and about 110 float32 images of the mask's box.
 
     An upper bound for masks that fill at most two thirds of the image: 13 edge images, the frozen weights,
