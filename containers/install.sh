@@ -32,7 +32,7 @@ fail() { printf '[install] ERROR: %s\n' "$*" >&2; exit 1; }
 [ -f "$SOURCE/setup.cfg" ] || fail "no setup.cfg in $SOURCE: set SOURCE to the project's folder"
 
 # --- system -------------------------------------------------------------------------------------------
-# libgomp and libgl-free: the wheels bring everything else. Python 3.11 is bookworm's own.
+# The wheels bring everything else. Python 3.11 is bookworm's own.
 say 'system packages'
 apt-get update -q
 apt-get install -y -q --no-install-recommends ca-certificates libgomp1 python3 python3-venv
@@ -57,26 +57,45 @@ for file in README.md LICENSE CHANGES.md; do
 done
 find "$build" -name __pycache__ -type d -prune -exec rm -rf {} +
 target="$build"
-if [ -n "$EXTRAS" ]; then target="$build[$EXTRAS]"; fi
+if [ -n "$EXTRAS" ]; then target="${build}[$EXTRAS]"; fi
 pip install -q "$target"
 pip check
 
 # --- entry points -------------------------------------------------------------------------------------
+# In a read-only container numba cannot use a cache that it cannot write: the warm one is then copied to a
+# place that it can (a few MB), once per machine and user.
 for program in bids_gsrecon gsrecon; do
-    ln -sf "$PREFIX/bin/$program" "/usr/local/bin/$program"
+    cat >"/usr/local/bin/$program" <<EOF
+#!/bin/sh
+warm=$PREFIX/numba-cache
+: "\${NUMBA_CACHE_DIR:=\$warm}"
+if [ ! -w "\$NUMBA_CACHE_DIR" ]; then
+    NUMBA_CACHE_DIR="\${TMPDIR:-/tmp}/gsrecon-numba-\$(id -u)"
+    if [ ! -d "\$NUMBA_CACHE_DIR" ]; then
+        copy="\$NUMBA_CACHE_DIR.\$\$"
+        if cp -r "\$warm" "\$copy" && chmod -R u+w "\$copy"; then
+            mv -T "\$copy" "\$NUMBA_CACHE_DIR" 2>/dev/null || rm -rf "\$copy"
+        fi
+    fi
+fi
+: "\${MPLCONFIGDIR:=\${TMPDIR:-/tmp}/gsrecon-matplotlib-\$(id -u)}"
+export NUMBA_CACHE_DIR MPLCONFIGDIR PYTHONNOUSERSITE=1 NO_ET=1 NIPYPE_NO_ET=1
+exec "$PREFIX/bin/$program" "\$@"
+EOF
+    chmod 755 "/usr/local/bin/$program"
 done
 
 # --- kernels ------------------------------------------------------------------------------------------
 # Compiled once, here, for every later run: a container is read-only, and a node may be without home. The
-# cache is keyed by the processor too; on another kind the kernels are compiled in the work directory.
+# cache is keyed by the processor: on another kind of node the first run compiles them again (a minute).
 export NUMBA_CACHE_DIR="$PREFIX/numba-cache"
 mkdir -p "$NUMBA_CACHE_DIR"
 say 'compiling kernels (a small harmonisation)'
 warm="$(mktemp -d)"
-"$PREFIX/bin/gsrecon" demo "$warm/demo" >/dev/null
+gsrecon demo "$warm/demo" >/dev/null
 reference="$(find "$warm/demo" -name '*_T1w.nii.gz' -not -path '*/derivatives/*' | sort | head -n 1)"
 contrast="$(find "$warm/demo" -name '*_T2w.nii.gz' -not -path '*/derivatives/*' | sort | head -n 1)"
-"$PREFIX/bin/gsrecon" harmonize "$reference" "$contrast" -o "$warm/out" >/dev/null
+gsrecon harmonize "$reference" "$contrast" -o "$warm/out" >/dev/null
 rm -rf "$warm"
 chmod -R a+rX "$PREFIX"
 

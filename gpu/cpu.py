@@ -7,6 +7,7 @@ import torch
 from bids_gsrecon.gpu import _backward, _forward
 from bids_gsrecon.gpu._records import make_records
 from bids_gsrecon.gpu._simd import prefetch
+from bids_gsrecon.gpu._volume import PaddedVolume, copy_rows, padded_view
 from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,
@@ -16,35 +17,6 @@ from bids_gsrecon.gpu.backend import (
 )
 from bids_gsrecon.gpu.threads import thread_limit
 from numba import get_num_threads, njit, prange
-from numpy.lib.stride_tricks import as_strided
-
-# Vector loads and stores overrun a box by up to 15 voxels: rows are that much longer than nx.
-_PAD = 16
-_TILE = 32
-
-
-@njit(cache=True, parallel=True)
-def _copy_rows(source, flat, layout):
-    """Copy (z, y, c, x) rows into a flat volume; the padding is set to zero, for weights of zero meet it."""
-    n_z, n_y, n_c, n_x = source.shape
-    pitch, row, plane = layout
-    for y in prange(n_y):
-        for c in range(n_c):
-            first = y * row + c * pitch
-            for z in range(n_z):
-                for x in range(n_x, pitch):
-                    flat[first + z * plane + x] = 0
-            # Tiles, for sources whose fastest axis is z.
-            for z_tile in range(0, n_z, _TILE):
-                for x_tile in range(0, n_x, _TILE):
-                    for z in range(z_tile, min(z_tile + _TILE, n_z)):
-                        p = first + z * plane
-                        for x in range(x_tile, min(x_tile + _TILE, n_x)):
-                            flat[p + x] = source[z, y, c, x]
-    for z in prange(n_z):
-        end = (z + 1) * plane if z + 1 < n_z else len(flat)
-        for p in range(z * plane + n_y * row, end):
-            flat[p] = 0
 
 
 @njit(cache=True, parallel=True)
@@ -63,33 +35,8 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.contiguous().numpy()
 
 
-class _Volume:
-    """A flat padded float32 volume [z][y][channel][x] and its strides."""
-
-    def __init__(self, shape, n_channels: int, *, zero: bool):
-        nx, ny, nz = shape
-        pitch = nx + _PAD
-        row = n_channels * pitch
-        # Planes that lie a multiple of 4096 bytes apart would share cache sets, and loads would wait for
-        # stores to other planes: keep them 1600 bytes off.
-        plane = ny * row + (400 - ny * row) % 1024
-        # Sixteen floats more at the end, to start on a cache line.
-        memory = (np.zeros if zero else np.empty)(nz * plane + _PAD + 16, np.float32)
-        start = -(memory.ctypes.data // 4) % 16
-        self.flat = memory[start : start + nz * plane + _PAD]
-        self.rows = as_strided(
-            self.flat, (nz, ny, n_channels, nx), tuple(4 * n for n in (plane, row, pitch, 1)), writeable=True
-        )
-        self.layout = (pitch, row, plane)
-        self.n_x = nx
-
-    def as_public(self) -> np.ndarray:
-        """View (channels, nx, ny, nz)."""
-        return self.rows.transpose(2, 3, 1, 0)
-
-
-def _scatter(records, amplitudes, cutoff, shape, n_channels) -> _Volume:
-    volume = _Volume(shape, 1 + n_channels, zero=True)
+def _scatter(records, amplitudes, cutoff, shape, n_channels) -> PaddedVolume:
+    volume = PaddedVolume(shape, 1 + n_channels, zero=True)
     _forward.scatter(
         records.narrow, records.narrow.view(np.int32), records.wide, amplitudes, float(cutoff), volume.flat,
         volume.layout, shape[0], records.schedule.tasks, records.schedule.rounds, get_num_threads(),
@@ -144,9 +91,11 @@ class CpuPlan:
         n_channels = amplitudes.shape[1]
         grads = [np.zeros(s, np.float32) for s in ((n, 3), (n, 6), (n,), (n, n_channels))]
         with thread_limit(self._n_threads):
-            volume = _Volume(self.shape, 1 + n_channels, zero=False)
-            source = grad_sums.detach().permute(3, 2, 0, 1)
-            _copy_rows(source.float().numpy(), volume.flat, volume.layout)
+            volume = padded_view(grad_sums)
+            if volume is None:
+                volume = PaddedVolume(self.shape, 1 + n_channels, zero=False)
+                source = grad_sums.detach().permute(3, 2, 0, 1)
+                copy_rows(source.float().numpy(), volume.flat, volume.layout)
             _backward.gather(
                 r.narrow, r.narrow.view(np.int32), r.wide, self._sorted_amplitudes(amplitudes),
                 self._cutoff, volume.flat, volume.layout, self.shape, r.schedule.order,

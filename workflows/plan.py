@@ -272,6 +272,8 @@ def _plan_sessions(
         scaffold = find_derivative(
             folders, plan.participant, reference.session, f'*desc-scaffold_{suffix}.h5'
         )
+        if folders and not mask:
+            plan.messages.append('no *_desc-brain_mask.nii.gz in --derivatives: the brain mask will be found')
         plan.sessions.append(
             SessionPlan(
                 participant=plan.participant,

@@ -72,9 +72,9 @@ def init_registration_wf(
         'mutual information at the voxels of its slices.'
     )
     if volumes:
-        workflow.__desc__ += (
-            ' Of diffusion series the mean of the volumes without diffusion weighting was used.'
+        workflow.__postdesc__ = (
+            'Of diffusion series the mean of the volumes without diffusion weighting was used.'
         )
     elif average:
-        workflow.__desc__ += ' Perfusion series were averaged over time.'
+        workflow.__postdesc__ = 'Perfusion series were averaged over time.'
     return workflow

@@ -13,7 +13,7 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 
 VALIDATOR = 'bids-validator-deno'
-VALIDATOR_SECONDS = 120
+VALIDATOR_SECONDS = 30  # a large dataset must not delay every job of an array
 
 
 def check_folders(config: Config) -> None:

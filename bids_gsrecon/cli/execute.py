@@ -24,6 +24,7 @@ def prepare_environment(config: Config) -> None:
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMBA_NUM_THREADS'):
         os.environ.setdefault(name, threads)
     os.environ.setdefault('MPLBACKEND', 'Agg')
+    os.environ.setdefault('LOGNAME', 'bids_gsrecon')  # nipype names SLURM jobs by it; batch jobs may lack it
 
 
 def apply_nipype_settings(config: Config) -> None:
@@ -90,6 +91,7 @@ def run_workflow(workflow, config: Config) -> bool:
             'raise_insufficient': False,  # a node that asks for more than there is runs alone
             'n_gpu_procs': 1,
             'nipype_level': _level_name(config.execution.verbose),
+            'resource_monitor': config.execution.resource_monitor,
             **resources.plugin_args,
             'status_callback': progress,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -42,10 +43,8 @@ def _is_ours(description: Path) -> bool:
 
 def _description(config: Config) -> dict:
     raw: dict = {}
-    try:
+    with contextlib.suppress(OSError, ValueError):
         raw = json.loads((config.bids_dir / 'dataset_description.json').read_text())
-    except (OSError, ValueError):
-        pass
     source = {'URL': config.bids_dir.resolve().as_uri()}
     if isinstance(raw.get('DatasetDOI'), str):
         source['DOI'] = raw['DatasetDOI']

@@ -139,7 +139,7 @@ def verdict(config: Config, outcomes: list[Outcome], code: int) -> str:
         parts.append(f'{len(failed)} failed ({names})')
     if skipped:
         parts.append(f'{len(skipped)} had nothing to do')
-    word = {0: 'SUCCESS', 1: 'FAILED', 70: 'NOTHING TO DO'}.get(code, 'FAILED')
+    word = {0: 'SUCCESS', 1: 'FAILED', 70: 'NOTHING TO DO', 130: 'INTERRUPTED'}.get(code, 'FAILED')
     return f'bids_gsrecon: {word}: {", ".join(parts)}; reports and results in {config.output_dir} (exit code {code})'
 
 

@@ -6,6 +6,7 @@ workflow could not be built; 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import sys
@@ -67,12 +68,14 @@ def run_participants(config: Config, started: float) -> int:
         detail = str(error) if config.execution.verbose else str(error).strip().splitlines()[-1]
         say(f'the workflow could not be built: {detail}', error=True)
         return 70
+    config.to_toml(config.log_dir / 'config.toml')
     _announce(config, built.plans)
     if built.boilerplate:
         citation = finish.write_citation(config, built.boilerplate)
         if config.execution.boilerplate_only:
             say(f'SUCCESS: methods text in {citation} (exit code 0)')
             return 0
+    finish.write_dataset_files(config)  # also a run that is killed leaves a valid dataset
     interrupted, ran = False, built.workflow is not None and not config.execution.boilerplate_only
     if ran:
         try:
@@ -81,8 +84,7 @@ def run_participants(config: Config, started: float) -> int:
             interrupted = True
             _stop_children()
     outcomes = collect_outcomes(config, built.plans, ran=ran)
-    code = _conclude(config, outcomes, built.boilerplate, started)
-    return INTERRUPTED if interrupted else code
+    return _conclude(config, outcomes, built.boilerplate, started, interrupted=interrupted)
 
 
 def run_reports_only(config: Config, started: float) -> int:
@@ -106,27 +108,30 @@ def _run(config: Config, workflow) -> None:
     execute.start_logging(config)
     if config.execution.write_graph:
         say(execute.write_graph(workflow, config))
-    execute.run_workflow(workflow, config)
+    if not execute.run_workflow(workflow, config) and config.execution.stop_on_first_crash:
+        _stop_children()
     profile = config.work_dir / workflow.name / 'resource_monitor.json'
     if config.execution.resource_monitor and profile.is_file():
         shutil.copyfile(profile, config.log_dir / 'resource_monitor.json')
         say(f'memory and processor use: {config.log_dir / "resource_monitor.json"}')
 
 
-def _conclude(config: Config, outcomes, boilerplate: str, started: float) -> int:
+def _conclude(
+    config: Config, outcomes, boilerplate: str, started: float, *, interrupted: bool = False
+) -> int:
     """Reports, dataset files, status and verdict: whatever happened before."""
     from bids_gsrecon.cli import finish, outcome
 
     finish.write_reports(config, outcomes, boilerplate, started)
     finish.write_dataset_files(config)
-    code = outcome.exit_code(outcomes)
+    code = INTERRUPTED if interrupted else outcome.exit_code(outcomes)
     line = outcome.verdict(config, outcomes, code)
     outcome.write_status(config, outcomes, code=code, line=line, started=started)
     for item in outcomes:
         for error in item.errors:
             prefix = '' if f'sub-{item.participant}' in error else f'sub-{item.participant}: '
             say(f'error: {prefix}{error}', error=True)
-    print(line, flush=True)
+    _print(line, sys.stdout)
     return code
 
 
@@ -171,7 +176,13 @@ def _stop_children() -> None:
 
 def say(text: str, *, error: bool = False) -> None:
     """One line for the user."""
-    print(f'bids_gsrecon: {text}', file=sys.stderr if error else sys.stdout, flush=True)
+    _print(f'bids_gsrecon: {text}', sys.stderr if error else sys.stdout)
+
+
+def _print(text: str, stream) -> None:
+    """A reader that went away (``| head``) must not keep the run from its reports."""
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        print(text, file=stream, flush=True)
 
 
 if __name__ == '__main__':

@@ -12,16 +12,19 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 
 
-def initialise_worker(folder: str, nipype_level: str) -> None:
+def initialise_worker(folder: str, nipype_level: str, resource_monitor: bool = False) -> None:
     """What every worker process does first: its folder, no telemetry, quiet nipype."""
     os.chdir(folder)
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
     import logging
 
-    import nipype  # noqa: F401 - sets its own levels, once; ours come after
+    import nipype  # sets its own levels, once; ours come after
 
     for name in ('nipype.workflow', 'nipype.utils', 'nipype.interface', 'nipype.filemanip'):
         logging.getLogger(name).setLevel(nipype_level)
+    if resource_monitor:
+        nipype.config.update_config({'monitoring': {'sample_frequency': '0.5'}})
+        nipype.config.enable_resource_monitor()
 
 
 class ResilientMultiProc(MultiProcPlugin):
@@ -35,7 +38,8 @@ class ResilientMultiProc(MultiProcPlugin):
     Parameters
     ----------
     plugin_args
-        As for nipype's MultiProc, and ``nipype_level``: logging level of the workers.
+        As for nipype's MultiProc, ``nipype_level``: logging level of the workers, and
+        ``resource_monitor``: whether they record memory and processor use.
     """
 
     def __init__(self, plugin_args=None):
@@ -49,7 +53,11 @@ class ResilientMultiProc(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=n_workers,
             initializer=initialise_worker,
-            initargs=(self._cwd, self.plugin_args.get('nipype_level', 'CRITICAL')),
+            initargs=(
+                self._cwd,
+                self.plugin_args.get('nipype_level', 'CRITICAL'),
+                self.plugin_args.get('resource_monitor', False),
+            ),
             # Not fork: the parent has threads (progress bar, pool management).
             mp_context=multiprocessing.get_context(self.plugin_args.get('mp_context', 'spawn')),
         )

@@ -28,10 +28,10 @@ Traceback (most recent call last):
 nipype.pipeline.engine.nodes.NodeExecutionError: Exception raised while executing Node register.
 
 Traceback:
-	Traceback (most recent call last):
-	  File "images.py", line 200, in _run_interface
-	    raise sentence(name, error) from error
-	%s
+    Traceback (most recent call last):
+      File "images.py", line 200, in _run_interface
+        raise sentence(name, error) from error
+    %s
 """
 
 

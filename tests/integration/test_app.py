@@ -174,6 +174,29 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_result(app):
     }
 
 
+def test_terminated_it_ends_at_once_and_says_so(app):
+    root, _ = app
+    arguments = ['--participant-label', '01', '--nprocs', '2', '--omp-nthreads', '1']
+    folders = {'out': 'out-ended', 'work': 'work-ended'}
+    process = subprocess.Popen(
+        command(root, *arguments, **folders), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not list(root.glob('work-ended/bids_gsrecon_wf/**/check_reference/*.pklz')):
+        assert process.poll() is None
+        time.sleep(0.05)
+    started = time.monotonic()
+    process.terminate()
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, text
+    assert time.monotonic() - started < 60
+    status = last_status(root / 'out-ended')
+    assert status['exit_code'] == 130
+    assert 'INTERRUPTED' in status['verdict']
+    assert status['participants']['01']['status'] == 'failed'
+    assert 'run the same command again' in text
+    assert 'Traceback' not in text
+
+
 def test_reports_group_and_boilerplate_without_computing(app):
     root, _ = app
     page = root / 'out' / 'sub-02.html'

@@ -17,14 +17,14 @@ VALUES = {'T1w': (20.0, 1.0, 300.0), 'FLAIR': (15.0, -1.0, 180.0)}  # fluid and 
 
 
 @functools.cache
-def synthetic_head(contrast='T1w', voxel_mm=2.5):
+def synthetic_head(contrast='T1w', voxel_mm=3.0):
     """The template brain, made smaller and turned, inside bone and scalp: (head, brain mask)."""
     template = load_template()
     bone, sign, scalp_value = VALUES[contrast]
     motion = rigid_from_parameters([0.12, 0.05, -0.08, 8.0, -10.0, 12.0], template.image.lattice.centre_mm)
     shrunk = motion @ np.diag([0.9, 0.92, 0.88, 1.0])
     box = Volume(template.image.data, template.image.lattice.moved(motion))
-    lattice = box.lattice.resampled(voxel_mm).cropped((-10, -10, -14), np.array((90, 105, 90)))
+    lattice = box.lattice.resampled(voxel_mm).cropped((-8, -8, -12), (74, 86, 74))
     matrix = np.linalg.inv(shrunk @ template.image.affine) @ lattice.affine
 
     def placed(data):
@@ -45,16 +45,13 @@ def synthetic_head(contrast='T1w', voxel_mm=2.5):
 @pytest.mark.parametrize('contrast', ['T1w', 'FLAIR'])
 def test_brain_of_a_head(contrast):
     head, brain = synthetic_head(contrast)
-    mask, how = find_brain_mask(head)
+    mask, how = find_brain_mask(head, seed=3)
     dice = 2 * (mask & brain).sum() / (mask.sum() + brain.sum())
     assert dice > 0.93, how
     assert (mask & brain).sum() > 0.95 * brain.sum()
     assert 'ANTs' in how
-
-
-def test_repeats_exactly():
-    head, _ = synthetic_head()
-    assert np.array_equal(find_brain_mask(head, seed=3)[0], find_brain_mask(head, seed=3, n_threads=2)[0])
+    if contrast == 'T1w':
+        assert np.array_equal(find_brain_mask(head, seed=3, n_threads=2)[0], mask)
 
 
 def test_stripped_brain_is_taken_as_it_is():
@@ -66,7 +63,7 @@ def test_stripped_brain_is_taken_as_it_is():
 
 def test_crop_of_a_brain_is_taken_whole():
     head, brain = synthetic_head()
-    box = (slice(25, 60), slice(30, 65), slice(30, 60))
+    box = (slice(24, 52), slice(28, 56), slice(28, 50))
     assert brain[box].mean() > 0.8
     part = head.lattice.cropped([s.start for s in box], [s.stop for s in box])
     mask, how = find_brain_mask(Volume(np.where(brain, head.data + 1, 0)[box], part))
@@ -77,12 +74,12 @@ def test_crop_of_a_brain_is_taken_whole():
 @pytest.mark.parametrize('kind', ['noise', 'ball'])
 def test_no_brain_no_mask(kind):
     rng = np.random.default_rng(0)
-    data = rng.random((70, 70, 70))
+    data = rng.random((50, 50, 50))
     if kind == 'ball':
-        grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 70)] * 3, indexing='ij'))
+        grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 50)] * 3, indexing='ij'))
         data += 50 * ((grid**2).sum(0) < 0.6)
     with pytest.raises(ValueError, match='--derivatives'):
-        find_brain_mask(Volume.from_affine(data, np.diag([3.0, 3.0, 3.0, 1.0])))
+        find_brain_mask(Volume.from_affine(data, np.diag([4.2, 4.2, 4.2, 1.0])))
 
 
 def test_own_template(tmp_path):
@@ -97,7 +94,7 @@ def test_own_template(tmp_path):
         load_template(save_volume(tmp_path / 'x.nii.gz', template.image.data, template.image.affine))
 
 
-@pytest.mark.parametrize('suffix', ['T1w', 'T2w', 'FLAIR'])
+@pytest.mark.parametrize('suffix', ['T1w', 'FLAIR'])
 def test_clinical_head(suffix):
     from bids_gsrecon.interfaces.io import load_volume
 
@@ -119,7 +116,7 @@ def test_bias_field_is_found_and_the_scale_kept():
     biased = Volume(head.data * gain, head.lattice)
     before = estimate_bias_field(head, brain)
     ratio = np.log(estimate_bias_field(biased, brain) / before / gain)[brain]
-    assert np.log(gain[brain]).std() > 0.12
+    assert np.log(gain[brain]).std() > 0.1
     assert ratio.std() < 0.3 * np.log(gain[brain]).std()
     corrected = correct_bias_field(biased, brain)
     assert np.median(corrected.data[brain]) == pytest.approx(np.median(biased.data[brain]), rel=1e-3)
@@ -129,7 +126,7 @@ def test_bias_field_is_found_and_the_scale_kept():
 def test_bias_correction_is_safe_with_zeros_and_negative_values():
     head, brain = synthetic_head()
     data = np.where(brain, head.data, 0.0)
-    data[30:34, 40:44, 40:44] = -5.0
+    data[30:34, 36:40, 36:40] = -5.0
     corrected = correct_bias_field(Volume(data, head.lattice), brain)
     assert np.isfinite(corrected.data).all()
     assert (corrected.data[data == 0] == 0).all()

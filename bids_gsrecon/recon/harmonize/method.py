@@ -113,7 +113,7 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
     contrast_scaffold = scaffold
     if options.relax_geometry:
         contrast_scaffold = _relaxed(scaffold, frame, prior.image, target.name)
-    fit = fit_field(contrast_scaffold, frame, slices, prior.image, target.name, options, report)
+    fit = fit_field(contrast_scaffold, frame, slices, prior.image, prior.noise, target.name, options, report)
     figures['seconds_field'] = time.perf_counter() - clock
     layers = [
         layer.with_amplitudes(layer.amplitudes * np.float32(scale), layer.channels) for layer in fit.layers
