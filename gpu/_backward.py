@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import njit, prange
+
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._forward import (
     HALF_LOG2E,
@@ -26,7 +28,6 @@ from bids_gsrecon.gpu._forward import (
     unpack_box,
 )
 from bids_gsrecon.gpu._simd import leaf
-from numba import njit, prange
 
 _BLOCK = 64
 _AHEAD = 4

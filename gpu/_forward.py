@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import njit, prange
+
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._simd import leaf
-from numba import njit, prange
 
 HALF_LOG2E = 0.5 / math.log(2.0)
 ROW_LANES = 16

@@ -8,11 +8,12 @@ reads into the next row, and those lanes are set to zero).
 from __future__ import annotations
 
 import numpy as np
+from numba import njit, prange
+
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._forward import HALF_LOG2E, ROW_LANES
 from bids_gsrecon.gpu._records import factors
 from bids_gsrecon.gpu._simd import leaf
-from numba import njit, prange
 
 _FULL_SCALE = 65535.0
 _BLOCK = 256

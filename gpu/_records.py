@@ -27,9 +27,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit, prange
+
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._binning import BRICK_SIDES, Schedule, make_schedule
-from numba import njit, prange
 
 # Beyond this squared Mahalanobis distance at a corner of its box a Gaussian takes the row walk:
 # exp(-170 / 2) = 1e-37 is where float32 ends, and what is lost to cancellation grows with it.

@@ -1,4 +1,4 @@
-"""How the CPU kernels keep volumes: flat float32, [z][y][channel][x], padded; and what is done voxel by voxel."""
+"""How the CPU kernels keep volumes (flat float32, [z][y][channel][x], padded), and voxelwise operations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PaddedVolume:
 
     def __init__(self, shape, n_channels: int, *, zero: bool):
         nx, ny, nz = shape
-        pitch, row, plane = padded_layout(nx, ny, n_channels)
+        plane = padded_layout(nx, ny, n_channels)[2]
         # Sixteen floats more at the end, to start on a cache line.
         memory = (np.zeros if zero else np.empty)(nz * plane + _PAD + 16, np.float32)
         start = -(memory.ctypes.data // 4) % 16
@@ -150,7 +150,7 @@ class Normalize(torch.autograd.Function):
         ctx.save_for_backward(sums)
         ctx.eps = eps
         n_c, nx, ny, nz = sums.shape[0] - 1, *sums.shape[1:]
-        image = torch.empty((n_c, nz, ny, nx)).permute(0, 3, 2, 1)
+        image = torch.empty((n_c, nz, ny, nx), dtype=torch.float32).permute(0, 3, 2, 1)
         flat, strides = flat_view(sums)
         out, out_strides = flat_view(image)
         _divide(flat, strides, np.float32(eps), out, out_strides, n_c, nx, ny, nz)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, Backend, get_backend
 
 COMPOSITIONS = ('sum', 'normalized')
@@ -79,7 +80,8 @@ def compose(sums: torch.Tensor, composition: str, eps: float = DEFAULT_EPS) -> t
     if composition == 'sum':
         return sums[1:]
     if composition == 'normalized':
-        if sums.dtype == torch.float32 and sums.device.type == 'cpu' and sums.numel() and sums.stride(1) == 1:
+        on_cpu = sums.dtype == torch.float32 and sums.device.type == 'cpu'
+        if on_cpu and len(sums) > 1 and sums.numel() and sums.stride(1) == 1:
             # What the cpu backend returns: one fused pass instead of torch's many over strided memory.
             from bids_gsrecon.gpu._volume import Normalize
 

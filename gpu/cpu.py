@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numba import get_num_threads, njit, prange
+
 from bids_gsrecon.gpu import _backward, _forward
 from bids_gsrecon.gpu._records import make_records
 from bids_gsrecon.gpu._simd import prefetch
@@ -16,7 +18,6 @@ from bids_gsrecon.gpu.backend import (
     check_geometry,
 )
 from bids_gsrecon.gpu.threads import thread_limit
-from numba import get_num_threads, njit, prange
 
 
 @njit(cache=True, parallel=True)

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import get_num_threads
+
 from bids_gsrecon.gpu import _frozen_kernels as kernels
 from bids_gsrecon.gpu._binning import Schedule, make_schedule
 from bids_gsrecon.gpu._records import make_boxes
 from bids_gsrecon.gpu.autograd import COMPOSITIONS, DEFAULT_EPS
 from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, check_geometry
-from numba import get_num_threads
 
 _PAD = 16
 _SIX = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])

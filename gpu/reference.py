@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 
+import bids_gsrecon
+from bids_gsrecon.config import Config
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.plan import ParticipantPlan
 from bids_gsrecon.workflows.registry import session_builder
-
-import bids_gsrecon
-from bids_gsrecon.config import Config
 
 ROOT_NAME = 'bids_gsrecon_wf'
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from bids_gsrecon.workflows.anatomical import init_anatomical_wf
-from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.outputs import init_ds_contrast_wf, init_ds_reference_wf, output_names
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
-from bids_gsrecon.workflows.registration import init_registration_wf
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.harmonize import HarmonizeContrast, LearnScaffold
 from bids_gsrecon.interfaces.reportlets import HarmonizeReportlets, ReferenceReportlets
+from bids_gsrecon.workflows.anatomical import init_anatomical_wf
+from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.outputs import init_ds_contrast_wf, init_ds_reference_wf, output_names
+from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
+from bids_gsrecon.workflows.registration import init_registration_wf
 
 MINIMUM_MEMORY_GB = 0.5
 

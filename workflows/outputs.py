@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink, raw_uri
+from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
 
 ISOTROPIC = 1.05  # coarsest over finest voxel size
 # No BIDS name exists for these; the patterns go into .bidsignore (no trailing slash: the validator wants none).

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from bids_gsrecon.workflows.collect import collect_files, find_derivative, make_layout
-from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
@@ -24,6 +22,8 @@ from bids_gsrecon.interfaces.headers import (
     slice_axis,
     slice_thickness_mm,
 )
+from bids_gsrecon.workflows.collect import collect_files, find_derivative, make_layout
+from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 DIFFERENT_ORIENTATION_DEG = 30.0
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bids_gsrecon.workflows.literate import LiterateWorkflow
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 from bids_gsrecon.interfaces.images import PrepareTarget, RegisterRigid
+from bids_gsrecon.workflows.literate import LiterateWorkflow
 
 
 def init_registration_wf(

@@ -16,7 +16,7 @@ def estimate_bias_field(
     mask: np.ndarray | None = None,
     *,
     spline_distance_mm: float = 150.0,
-    voxel_mm: float = 5.0,
+    voxel_mm: float = 6.0,
     iterations: tuple[int, ...] = (40, 30, 20),
     seed: int = 0,
 ) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+
 from bids_gsrecon.gpu.reference import symmetric_matrices, voxel_centres
 
 NAMES = ('means', 'covariances', 'log_weights', 'amplitudes')

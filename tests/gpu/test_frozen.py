@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+
 from bids_gsrecon.gpu import DEFAULT_EPS, FrozenWeights, rasterize
 from bids_gsrecon.gpu.reference import reference_sums
-
 from tests.gpu import fields
 
 SHAPE = (22, 18, 15)

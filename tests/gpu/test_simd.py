@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from bids_gsrecon.gpu import _simd as v
 from numba import njit
+
+from bids_gsrecon.gpu import _simd as v
 
 LANES = [4, 8, 16]
 

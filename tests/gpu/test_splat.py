@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from bids_gsrecon.gpu import available_backends, compose, get_backend, rasterize, splat_sums
 from bids_gsrecon.gpu.reference import reference_sums
-
 from tests.gpu import fields
 
 TOLERANCE = 1e-5
@@ -217,6 +217,32 @@ def test_images_and_their_gradients(backend, composition):
     assert fields.relative_error(image, truth) < TOLERANCE
     for value, expected in zip(grads, true_grads):
         assert fields.rms_error(value, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize('shape', [(7, 5, 6), (9, 1, 1), (1, 4, 3)])
+@pytest.mark.parametrize('order', ['x fastest', 'z fastest'])
+@pytest.mark.parametrize('n_channels', [1, 3])
+def test_fused_composition(shape, order, n_channels):
+    """float32 sums with x fastest take a fused path; float64 is composed by torch itself."""
+    generator = torch.Generator().manual_seed(6)
+    nx, ny, nz = shape
+    sums = torch.rand((1 + n_channels, nz, ny, nx), generator=generator).permute(0, 3, 2, 1)
+    sums[0, 0, 0, 0] = 0
+    weights = torch.randn((n_channels, *shape), generator=generator)
+    if order == 'x fastest':
+        weights = weights.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+    results = []
+    for leaf in (sums.clone(), sums.double()):
+        leaf.requires_grad_()
+        image = compose(leaf, 'normalized', 1e-3)
+        results.append((image.detach(), *torch.autograd.grad((image * weights.to(leaf.dtype)).sum(), leaf)))
+    for value, truth in zip(*results):
+        assert value.shape == truth.shape
+        assert fields.relative_error(value, truth) < 1e-6
+
+
+def test_composition_without_channels():
+    assert compose(torch.ones(1, 3, 4, 5).permute(0, 3, 2, 1), 'normalized').shape == (0, 5, 4, 3)
 
 
 def test_normalized_is_zero_where_nothing_reaches_and_the_mean_elsewhere():

@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 import torch
-from bids_gsrecon.gpu import FrozenWeights, get_backend, set_num_threads
 
+from bids_gsrecon.gpu import FrozenWeights, get_backend, set_num_threads
 from tests.gpu import fields
 
 needs_two = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason='numba was started with one thread')

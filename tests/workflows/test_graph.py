@@ -2,12 +2,12 @@ import hashlib
 import json
 
 import pytest
-from bids_gsrecon.workflows.boilerplate import read_bibliography, write_boilerplate
-from bids_gsrecon.workflows.registry import RECONS, session_builder
 
 from bids_gsrecon.cli.build import build
 from bids_gsrecon.cli.parser import parse_args
 from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink
+from bids_gsrecon.workflows.boilerplate import read_bibliography, write_boilerplate
+from bids_gsrecon.workflows.registry import RECONS, session_builder
 from tests.bids_datasets import healthy, write_t1w, write_thick
 
 

@@ -4,9 +4,9 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_gsrecon.workflows.plan import plan_participants
 
 from bids_gsrecon.cli.parser import parse_args
+from bids_gsrecon.workflows.plan import plan_participants
 from tests.bids_datasets import (
     affine,
     anat,

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from bids_gsrecon.fields.gaussians import GaussianField
-from bids_gsrecon.gpu import set_num_threads
+from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.harmonize.appearance import fit_field, voxel_prior
@@ -64,26 +64,25 @@ def harmonize(
     gradients through the slice profile, a self-supervised voxel prior, contrast-only Gaussians.
     """
     progress = progress or (lambda stage, done, total: None)
-    if options.n_threads:
-        set_num_threads(options.n_threads)
     mask = np.ones(reference.data.shape, bool) if mask is None else np.asarray(mask, bool)
     if not mask.any():
         raise ValueError('the mask of the reference is empty')
     lattice = reference.lattice if lattice is None else lattice
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-    if scaffold is None:
-        scaffold = learn_scaffold(reference, mask, options=options, seed=seed, progress=progress)
-    seconds['scaffold'] = time.perf_counter() - started
-    output_mask = _on_lattice(mask, reference.lattice, lattice)
-    contrasts = []
-    for target in targets:
+    with thread_limit(options.n_threads):
+        seconds: dict[str, float] = {}
         started = time.perf_counter()
-        contrasts.append(
-            _one_contrast(reference, target, mask, scaffold, lattice, output_mask, options, seed, progress)
-        )
-        seconds[target.name] = time.perf_counter() - started
-    return HarmonizeResult(lattice, output_mask, scaffold, contrasts, seconds)
+        if scaffold is None:
+            scaffold = learn_scaffold(reference, mask, options=options, seed=seed, progress=progress)
+        seconds['scaffold'] = time.perf_counter() - started
+        output_mask = _on_lattice(mask, reference.lattice, lattice)
+        contrasts = []
+        for target in targets:
+            started = time.perf_counter()
+            contrasts.append(
+                _one_contrast(reference, target, mask, scaffold, lattice, output_mask, options, seed, progress)
+            )
+            seconds[target.name] = time.perf_counter() - started
+        return HarmonizeResult(lattice, output_mask, scaffold, contrasts, seconds)
 
 
 def _on_lattice(mask, mask_lattice, lattice) -> np.ndarray:
@@ -155,7 +154,7 @@ def _relaxed(scaffold, frame, prior, name) -> GaussianField:
     start = start.with_amplitudes(prior[tuple(index.T)][:, None], (name,))
     return optimise_geometry(
         start,
-        np.ascontiguousarray(prior.transpose(2, 1, 0)),
+        prior.transpose(2, 1, 0),
         frame.lattice,
         weights=frame.mask.transpose(2, 1, 0).astype(np.float32),
         n_iterations=12,

@@ -10,7 +10,7 @@ from bids_gsrecon.fields.densify import pruned
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.fields.initialize import sample_by_detail
 from bids_gsrecon.fields.torch_geometry import index_covariances
-from bids_gsrecon.gpu import get_backend, rasterize, set_num_threads
+from bids_gsrecon.gpu import get_backend, rasterize, thread_limit
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Progress
 
@@ -72,8 +72,6 @@ def learn_scaffold(
     Stage one of AtlasGS (arXiv 2606.02961) with 3D Gaussians: Adam on centres, scales, rotations and
     amplitudes, squared error; deterministic for a seed.
     """
-    if options.n_threads:
-        set_num_threads(options.n_threads)
     mask = np.ones(reference.data.shape, bool) if mask is None else np.asarray(mask, bool)
     if not mask.any():
         raise ValueError('the mask of the reference is empty')
@@ -82,18 +80,19 @@ def learn_scaffold(
     mask = mask[box]
     region = ndimage.binary_dilation(mask, iterations=MARGIN)
     scale = float(np.percentile(reference.data[box][mask], 99.5)) or 1.0
-    image = np.ascontiguousarray(reference.data[box] / scale)
+    image = reference.data[box] / np.float32(scale)
     n_gaussians = max(1, round(options.gaussians_per_voxel * region.sum()))
     field = sample_by_detail(image, lattice.affine, region, n_gaussians, seed=seed, channel='reference')
-    field = optimise_geometry(
-        field,
-        image,
-        lattice,
-        weights=ndimage.binary_dilation(mask, iterations=1).astype(np.float32),
-        n_iterations=options.scaffold_iterations,
-        device=options.device,
-        progress=None if progress is None else lambda i, n: progress('learning the scaffold', i, n),
-    )
+    with thread_limit(options.n_threads):
+        field = optimise_geometry(
+            field,
+            image,
+            lattice,
+            weights=ndimage.binary_dilation(mask, iterations=1).astype(np.float32),
+            n_iterations=options.scaffold_iterations,
+            device=options.device,
+            progress=None if progress is None else lambda i, n: progress('learning the scaffold', i, n),
+        )
     smallest = np.exp(field.log_scales).min(1) / lattice.voxel_sizes_mm.min()
     field = pruned(field, smallest, 0.12)  # too thin to be seen by any voxel
     field.amplitudes = field.amplitudes * np.float32(scale)
@@ -140,7 +139,8 @@ def optimise_geometry(
         groups.append({'params': [amplitudes], 'lr': LEARNING_RATES['amplitudes'] * rate})
     optimizer = torch.optim.Adam(groups, betas=(0.8, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_iterations), eta_min=0.0)
-    target, weights = torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(weights))
+    # Rendered images have their first axis fastest in memory: the same order here saves strided passes.
+    target, weights = (torch.from_numpy(np.asfortranarray(a)) for a in (image, weights))
     total = float(weights.sum()) + 1e-12
     backend = get_backend(device)
     for iteration in range(n_iterations):
