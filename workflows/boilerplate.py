@@ -44,8 +44,13 @@ def read_bibliography() -> dict[str, dict[str, str]]:
 
 def format_entry(entry: dict[str, str]) -> str:
     """One reference as a line."""
-    authors = entry['author'].replace(' and others', ' et al.').replace(' and ', ', ')
-    where = ', '.join(entry[name] for name in ('journal', 'volume', 'pages') if name in entry)
-    link = entry.get('url') or f'https://doi.org/{entry["doi"]}'
+    parts = []
+    if 'author' in entry:  # a preprint may be known by title and number only
+        parts.append(entry['author'].replace(' and others', ' et al.').replace(' and ', ', '))
     year = f' ({entry["year"]})' if 'year' in entry else ''
-    return f'{authors}{year}. {entry["title"]}. {where}. {link}'
+    parts.append(entry['title'])
+    parts[0] += year
+    where = ', '.join(entry[name] for name in ('journal', 'volume', 'pages') if name in entry)
+    parts.append(where or f'{entry["archivePrefix"]}:{entry["eprint"]}')
+    parts.append(entry.get('url') or f'https://doi.org/{entry["doi"]}')
+    return '. '.join(parts)

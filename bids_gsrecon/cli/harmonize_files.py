@@ -20,7 +20,7 @@ from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
 from bids_gsrecon.imaging.support import find_support
-from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
 from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Target
 
 MIN_OVERLAP = 0.02  # of the mask that a target must see
@@ -74,7 +74,7 @@ def read_inputs(args) -> HarmonizeInputs:
         n_threads=args.threads or 0,
     )
     volumes = [_load_target(path, args) for path in args.targets]
-    scaffold = _load_scaffold(args.scaffold, reference) if args.scaffold else None
+    scaffold = load_scaffold(args.scaffold, reference) if args.scaffold else None
     lattice = _output_lattice(args, reference)
     output_folder(outdir)
     targets = []
@@ -195,20 +195,6 @@ def _output_lattice(args, reference: Volume) -> Lattice:
     if args.resolution:
         return reference.lattice.resampled(args.resolution)
     return reference.lattice
-
-
-def _load_scaffold(path, reference: Volume) -> GaussianField:
-    from bids_gsrecon.fields.io import load_field
-
-    if not Path(path).exists():
-        raise InputError(f'{path} does not exist: check the path.')
-    layers, _ = load_field(path)
-    scaffold = layers[0]
-    inside = reference.lattice.to_index(scaffold.means_mm)
-    share = ((inside >= -3) & (inside <= np.array(reference.data.shape) + 2)).all(1).mean()
-    if share < 0.5:
-        raise InputError(f'{path} was learned on another head or position: leave it out to learn it again.')
-    return scaffold
 
 
 def _check_memory(reference: Volume, targets, options) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,31 +26,24 @@ RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DEFAULT_SEED = 7
 
 
-def prepare_ants_environment(seed: int = 0) -> None:
-    """Set what ANTs reads from the environment; must run before the first ``import ants`` of a process.
+def import_ants():
+    """The ``ants`` module, imported into an environment in which its results repeat.
 
     ITK sums its metrics in an order that depends on the number of threads, so exact repeats (and equal
-    results on machines of different size) need one thread; parallel work is left to the workflow. ANTs
-    takes its seed from the environment alone (zero would mean "from the clock").
+    results on machines of different size) need one thread, set before the first import of a process;
+    parallel work is left to the workflow. The seed in the environment is for programs that take none on
+    their command line (unset it would come from the clock); `ants_registration` passes its own.
     """
     os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'
-    os.environ['ANTS_RANDOM_SEED'] = str(seed + DEFAULT_SEED)
-
-
-def import_ants(seed: int = 0):
-    """The ``ants`` module, with a repeatable environment (see `prepare_ants_environment`)."""
-    prepare_ants_environment(seed)
-    first = 'ants' not in sys.modules
+    os.environ['ANTS_RANDOM_SEED'] = str(DEFAULT_SEED)
     import ants
 
-    if first:  # a library that configures the root logger or changes warnings is not wanted here
-        assert ants is sys.modules['ants']
     return ants
 
 
-def to_ants(volume: Volume, seed: int = 0) -> ants.ANTsImage:
+def to_ants(volume: Volume) -> ants.ANTsImage:
     """An in-memory ANTs image with the same voxel centres (mirrored axes and obliques included)."""
-    ants = import_ants(seed)
+    ants = import_ants()
     affine = RAS_TO_LPS @ volume.affine
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     return ants.from_numpy(
@@ -101,7 +93,7 @@ def ants_registration(arguments: list[Any], *, seed: int = 0) -> None:
     RuntimeError
         antsRegistration failed.
     """
-    import_ants(seed)
+    import_ants()
     from ants.internal import get_lib_fn, process_arguments
 
     command = ['--dimensionality', '3', *arguments, '--random-seed', str(seed + DEFAULT_SEED), '--float', '1']

@@ -18,7 +18,6 @@ def estimate_bias_field(
     spline_distance_mm: float = 150.0,
     voxel_mm: float = 6.0,
     iterations: tuple[int, ...] = (40, 30, 20),
-    seed: int = 0,
 ) -> np.ndarray:
     """Multiplicative bias field, median one inside the mask.
 
@@ -58,7 +57,7 @@ def estimate_bias_field(
     data = np.where(keep, coarse.data / np.maximum(share.data, 1e-6), 0.0)
     low = np.percentile(data[keep], 1)
     data = np.where(keep, np.maximum(data, max(low, 1e-6 * data.max())), 0.0)
-    ants = import_ants(seed)
+    ants = import_ants()
     field = ants.n4_bias_field_correction(
         to_ants(Volume(data, coarse.lattice)),
         mask=to_ants(Volume(keep.astype(np.float32), coarse.lattice)),
@@ -86,9 +85,10 @@ def estimate_bias_field(
 def correct_bias_field(volume: Volume, mask: np.ndarray | None = None, *, seed: int = 0, **options) -> Volume:
     """``volume`` divided by its bias field; the median inside the mask keeps its value.
 
-    Parameters, errors: see `estimate_bias_field`. Zero stays zero, negative values keep their sign.
+    Parameters, errors: see `estimate_bias_field`. Zero stays zero, negative values keep their sign. ``seed`` is
+    taken for symmetry with the other steps: N4 draws nothing at random.
     """
-    field = estimate_bias_field(volume, mask, seed=seed, **options)
+    field = estimate_bias_field(volume, mask, **options)
     inside = _usable(volume, mask)
     corrected = volume.data / field
     before, after = float(np.median(volume.data[inside])), float(np.median(corrected[inside]))

@@ -205,7 +205,7 @@ def _warped_probability(head: Volume, template: Template, affine: np.ndarray, se
     The template is ANTs' fixed image and its brain the domain of the metric: sampled in the head instead,
     the metric would gain by growing the brain until the template's empty surroundings leave the domain.
     """
-    ants = import_ants(seed)
+    ants = import_ants()
     placed = template.image.lattice.moved(affine)
     image = to_ants(Volume(_resampled(template.image.data, placed, head.lattice), head.lattice))
     brain = _resampled(template.mask, placed, head.lattice)

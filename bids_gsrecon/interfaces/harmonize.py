@@ -44,7 +44,7 @@ class LearnScaffold(SimpleInterface):
 
     def _run_interface(self, runtime):
         from bids_gsrecon.fields.io import save_field
-        from bids_gsrecon.interfaces.io import load_mask, load_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume
         from bids_gsrecon.recon.harmonize import learn_scaffold
 
         reference = load_volume(self.inputs.reference)
@@ -93,7 +93,7 @@ class HarmonizeContrast(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.imaging.profile import SliceProfile
-        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
         from bids_gsrecon.interfaces.registration import load_itk_transform, save_itk_transform
         from bids_gsrecon.recon.harmonize import Target, harmonize
 
@@ -149,31 +149,6 @@ class HarmonizeContrast(SimpleInterface):
         if 'noise_sigma' in contrast.figures:
             out['noise_sigma'] = float(contrast.figures['noise_sigma'])
         return runtime
-
-
-def load_scaffold(path, reference):
-    """The scaffold in an HDF5 file, checked to lie in the reference's field of view.
-
-    Raises
-    ------
-    InputError
-        Not such a file, or of another head or position.
-    """
-    from bids_gsrecon.fields.io import load_field
-
-    try:
-        loaded = load_field(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f'{path} is not a field of Gaussians ({error}): leave it out to learn it again.'
-        ) from error
-    layers = loaded[0] if isinstance(loaded, tuple) else loaded
-    scaffold = layers[0]
-    inside = reference.lattice.to_index(scaffold.means_mm)
-    share = ((inside >= -3) & (inside <= np.array(reference.data.shape) + 2)).all(1).mean()
-    if share < 0.5:
-        raise InputError(f'{path} was learned on another head or position: leave it out to learn it again.')
-    return scaffold
 
 
 def _options(inputs):

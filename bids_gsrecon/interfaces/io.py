@@ -112,6 +112,26 @@ def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:
     return mask
 
 
+def load_scaffold(path, reference: Volume):
+    """The first layer (`GaussianField`) of an HDF5 field, checked to lie in the reference's field of view.
+
+    Raises
+    ------
+    InputError
+        Missing, not a field, or of another head or position.
+    """
+    from bids_gsrecon.fields.io import load_field
+
+    if not Path(path).exists():
+        raise InputError(f'{path} does not exist: check the path.')
+    scaffold = load_field(path)[0][0]
+    inside = reference.lattice.to_index(scaffold.means_mm)
+    share = ((inside >= -3) & (inside <= np.array(reference.data.shape) + 2)).all(1).mean()
+    if share < 0.5:
+        raise InputError(f'{path} was learned on another head or position: leave it out to learn it again.')
+    return scaffold
+
+
 def save_volume(path, data, affine, *, dtype=np.float32) -> Path:
     """Write ``data`` (i, j, k[, t]) as NIfTI with both forms set to ``affine``; appears atomically."""
     path = Path(path)

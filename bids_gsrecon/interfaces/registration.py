@@ -30,7 +30,6 @@ from bids_gsrecon.interfaces.ants_bridge import (
     RAS_TO_LPS,
     ants_registration,
     ants_scratch,
-    import_ants,
     pointer,
     to_ants,
 )
@@ -246,7 +245,6 @@ def _ants_rigid(slabbed, moving, start, focus, moving_focus, seed) -> np.ndarray
 
     ``focus`` is on the grid of ``slabbed``, ``moving_focus`` on that of ``moving``.
     """
-    import_ants(seed)
     # ANTs samples at its fixed image's voxels: that is our moving image, put into place by the start.
     placed = Volume(moving.data, moving.lattice.moved(start))
     images = [to_ants(_standardised(placed)), to_ants(_standardised(slabbed))]
