@@ -208,11 +208,11 @@ def _coverage(frame, mask, mask_lattice) -> float:
 def estimate_memory_gb(
     reference_shape, target_shapes, options: HarmonizeOptions = HarmonizeOptions()
 ) -> float:
-    """Peak memory of `harmonize` in GB: the interpreter, and about 110 float32 images of the mask's box.
+    """Peak memory of `harmonize` in GB: the interpreter, and about 90 float32 images of the reference.
 
-    An upper bound for masks that fill at most two thirds of the image: 13 edge images, the frozen weights,
-    patches and the work arrays of the solvers.
+    An upper bound where the mask's box fills the image: 13 edge images, the frozen weights, patches and the
+    work arrays of the solvers.
     """
     voxels = float(np.prod(reference_shape))
     targets = max((float(np.prod(shape)) for shape in target_shapes), default=0.0)
-    return 0.9 + 4e-9 * (110.0 * voxels + 20.0 * targets)
+    return 0.9 + 4e-9 * (90.0 * voxels + 20.0 * targets)
