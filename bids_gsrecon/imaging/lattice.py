@@ -112,6 +112,8 @@ class Volume:
         data = np.asarray(self.data, dtype=np.float32)
         if data.shape != self.lattice.shape:
             raise ValueError(f'data {data.shape} and lattice {self.lattice.shape} differ in shape')
+        if not np.isfinite(data).all():
+            raise ValueError('data hold NaN or infinite values')
         object.__setattr__(self, 'data', data)
 
     @classmethod

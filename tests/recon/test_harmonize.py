@@ -290,6 +290,23 @@ def test_bad_input_is_refused_in_a_sentence(case):
     check_reference(reference)
 
 
+def test_mistakes_of_a_caller_are_refused(case, result):
+    reference, truth, mask, _ = case
+    target = as_target(thick(truth.data, truth.affine))
+    with pytest.raises(ValueError, match='the mask is'):
+        harmonize(reference, [target], mask=mask[1:], options=FAST)
+    with pytest.raises(ValueError, match='different names'):
+        harmonize(reference, [target, target], mask=mask, scaffold=result[0].scaffold, options=FAST)
+    away = np.eye(4)
+    away[0, 3] = 15
+    with pytest.raises(ValueError, match='another image'):
+        harmonize(reference, [target], mask=mask, scaffold=result[0].scaffold.moved(away), options=FAST)
+    with pytest.raises(ValueError, match='gaussians_per_voxel'):
+        HarmonizeOptions(gaussians_per_voxel=0)
+    with pytest.raises(ValueError, match='NaN'):
+        Volume(np.full((2, 2, 2), np.nan), Lattice((2, 2, 2), np.eye(4)))
+
+
 def test_memory_estimate_grows_with_the_image():
     small, large = (estimate_memory_gb((n, n, n), [(n, n, n // 4)], FAST) for n in (64, 256))
     assert 0.9 < small < large < 12

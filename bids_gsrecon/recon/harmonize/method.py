@@ -14,7 +14,13 @@ from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.harmonize.appearance import fit_field, voxel_prior
 from bids_gsrecon.recon.harmonize.frame import make_frame, resample
-from bids_gsrecon.recon.harmonize.scaffold import crop_to, learn_scaffold, optimise_geometry
+from bids_gsrecon.recon.harmonize.scaffold import (
+    check_scaffold,
+    checked_mask,
+    crop_to,
+    learn_scaffold,
+    optimise_geometry,
+)
 from bids_gsrecon.recon.harmonize.types import (
     ContrastResult,
     HarmonizeOptions,
@@ -56,7 +62,8 @@ def harmonize(
     Raises
     ------
     ValueError
-        A target that misses the mask or has one slice; an empty mask.
+        A target that misses the mask or has one slice; two of one name; an empty mask or one of another
+        shape; a scaffold of another image.
 
     Notes
     -----
@@ -64,9 +71,12 @@ def harmonize(
     gradients through the slice profile, a self-supervised voxel prior, contrast-only Gaussians.
     """
     progress = progress or (lambda stage, done, total: None)
-    mask = np.ones(reference.data.shape, bool) if mask is None else np.asarray(mask, bool)
-    if not mask.any():
-        raise ValueError('the mask of the reference is empty')
+    mask = checked_mask(reference, mask)
+    names = [target.name for target in targets]
+    if len(set(names)) < len(names):
+        raise ValueError(f'the targets must have different names, not {names}')
+    if scaffold is not None:
+        check_scaffold(scaffold, reference, mask)
     lattice = reference.lattice if lattice is None else lattice
     with thread_limit(options.n_threads):
         seconds: dict[str, float] = {}
@@ -79,7 +89,9 @@ def harmonize(
         for target in targets:
             started = time.perf_counter()
             contrasts.append(
-                _one_contrast(reference, target, mask, scaffold, lattice, output_mask, options, seed, progress)
+                _one_contrast(
+                    reference, target, mask, scaffold, lattice, output_mask, options, seed, progress
+                )
             )
             seconds[target.name] = time.perf_counter() - started
         return HarmonizeResult(lattice, output_mask, scaffold, contrasts, seconds)

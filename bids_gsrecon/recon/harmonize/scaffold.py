@@ -44,6 +44,33 @@ def crop_to(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     return tuple(slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(box, mask.shape))
 
 
+def checked_mask(reference: Volume, mask: np.ndarray | None) -> np.ndarray:
+    """``mask`` as booleans on the reference's grid (all of it if None); ValueError if empty or of another shape."""
+    if mask is None:
+        return np.ones(reference.data.shape, bool)
+    mask = np.asarray(mask, bool)
+    if mask.shape != reference.data.shape:
+        raise ValueError(f'the mask is {mask.shape} voxels, the reference {reference.data.shape}')
+    if not mask.any():
+        raise ValueError('the mask of the reference is empty')
+    return mask
+
+
+def check_scaffold(scaffold: GaussianField, reference: Volume, mask: np.ndarray) -> None:
+    """Refuse a scaffold that leaves part of the mask without Gaussians: it was learned on another image."""
+    block = 6  # voxels: far wider than any gap between the Gaussians of a scaffold
+    occupied = np.zeros([n // block + 1 for n in mask.shape], bool)
+    index = np.round(reference.lattice.to_index(scaffold.means_mm)).astype(int)
+    index = index[((index >= 0) & (index < mask.shape)).all(1)] // block
+    occupied[tuple(index.T)] = True
+    wanted = np.zeros_like(occupied)
+    wanted[tuple((np.argwhere(mask) // block).T)] = True
+    if (occupied & wanted).sum() < 0.9 * wanted.sum():
+        raise ValueError(
+            'the scaffold does not cover the mask of the reference, it was learned on another image: learn it again'
+        )
+
+
 def learn_scaffold(
     reference: Volume,
     mask: np.ndarray | None = None,
@@ -72,9 +99,7 @@ def learn_scaffold(
     Stage one of AtlasGS (arXiv 2606.02961) with 3D Gaussians: Adam on centres, scales, rotations and
     amplitudes, squared error; deterministic for a seed.
     """
-    mask = np.ones(reference.data.shape, bool) if mask is None else np.asarray(mask, bool)
-    if not mask.any():
-        raise ValueError('the mask of the reference is empty')
+    mask = checked_mask(reference, mask)
     box = crop_to(mask, MARGIN + 2)
     lattice = reference.lattice.cropped([s.start for s in box], [s.stop for s in box])
     mask = mask[box]

@@ -44,6 +44,13 @@ class HarmonizeOptions:
     device: str = 'auto'
     n_threads: int = 0  # 0: all that are available
 
+    def __post_init__(self):
+        for name in ('gaussians_per_voxel', 'guidance_strength', 'guidance_bandwidth'):
+            if not 0 < getattr(self, name) < float('inf'):
+                raise ValueError(f'{name} must be a positive number, not {getattr(self, name)}')
+        if self.scaffold_iterations < 0:
+            raise ValueError(f'scaffold_iterations must not be negative, but is {self.scaffold_iterations}')
+
 
 @dataclass(eq=False)
 class ContrastResult:
