@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,14 @@ def require_data(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f'{"/".join(parts)} is not among the real data')
     return path
+
+
+def require_program(name: str) -> str:
+    """A program of this environment (activated or not) or of the system; skips the test where it is absent."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install '.[tests]')")
+    return found
 
 
 def assert_adjoint(

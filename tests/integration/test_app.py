@@ -16,6 +16,7 @@ import pytest
 
 from bids_gsrecon.interfaces.registration import load_itk_transform
 from tests.bids_datasets import healthy, write_t1w, write_thick
+from tests.helpers import require_program
 
 pytestmark = pytest.mark.integration
 FAST = ['--sloppy', '--scaffold-iterations', '2', '--skip-bids-validation', '--mem', '6G']
@@ -120,11 +121,8 @@ def test_results_are_on_the_grid_of_the_t1w_and_carry_their_metadata(app):
     assert 'raw' in description['DatasetLinks']
 
 
-@pytest.mark.skipif(
-    shutil.which('bids-validator-deno') is None, reason='bids-validator-deno is not installed'
-)
 def test_the_bids_validator_accepts_the_output(app):
-    arguments = ['bids-validator-deno', str(app[0] / 'out'), '--format', 'json']
+    arguments = [require_program('bids-validator-deno'), str(app[0] / 'out'), '--format', 'json']
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     issues = json.loads(done.stdout)['issues']['issues']
     assert [issue for issue in issues if issue['severity'] == 'error'] == []

@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 
 import nibabel as nib
@@ -11,6 +10,7 @@ from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.metrics import evaluate
 from bids_gsrecon.interfaces.demo import make_demo
 from bids_gsrecon.interfaces.io import load_mask, load_volume
+from tests.helpers import require_program
 
 
 @pytest.fixture(scope='module')
@@ -90,8 +90,7 @@ def test_same_seed_same_data_and_subjects_differ(tmp_path):
 
 
 def test_passes_the_bids_validator(demo):
-    if shutil.which('bids-validator-deno') is None:
-        pytest.skip('bids-validator-deno is not installed')
+    validator = require_program('bids-validator-deno')
     for root in (demo, demo / 'derivatives/truth'):
-        done = subprocess.run(['bids-validator-deno', str(root)], capture_output=True, text=True, check=False)
+        done = subprocess.run([validator, str(root)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
