@@ -217,7 +217,7 @@ def fit_field(
 
     n_rounds = 1 + DETAIL_ROUNDS * bool(options.detail_gaussians)
     progress('fitting amplitudes', 0, n_rounds)
-    amplitudes = solve(_sampled_at(scaffold, frame, prior), 15)
+    amplitudes = solve(sampled_at(scaffold, frame, prior), 15)
     image = layers.forward(amplitudes)
     n_voxels = int(mask.sum())
     cell_mm = float(np.cbrt(np.prod(frame.spacing_mm)))
@@ -249,7 +249,7 @@ def _grown(mask: np.ndarray, iterations: int) -> np.ndarray:
     return ndimage.binary_dilation(mask, iterations=iterations)
 
 
-def _sampled_at(field: GaussianField, frame: SliceFrame, image: np.ndarray) -> np.ndarray:
+def sampled_at(field: GaussianField, frame: SliceFrame, image: np.ndarray) -> np.ndarray:
     """Values (N,) of a fine-grid image at the Gaussians' centres (nearest voxel)."""
     index = np.round(frame.lattice.to_index(field.means_mm)).astype(int)[:, ::-1]
     index = np.clip(index, 0, np.array(image.shape) - 1)

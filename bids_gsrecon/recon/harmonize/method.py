@@ -12,7 +12,7 @@ from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.render import render
-from bids_gsrecon.recon.harmonize.appearance import fit_field, voxel_prior
+from bids_gsrecon.recon.harmonize.appearance import fit_field, sampled_at, voxel_prior
 from bids_gsrecon.recon.harmonize.frame import make_frame, resample
 from bids_gsrecon.recon.harmonize.scaffold import (
     check_scaffold,
@@ -159,11 +159,7 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
 
 def _relaxed(scaffold, frame, prior, name) -> GaussianField:
     """The ablation: geometry follows this contrast's prior for a few steps (amplitudes are solved after)."""
-    start = scaffold.with_amplitudes(np.zeros((len(scaffold), 1)), (name,))
-    index = np.clip(
-        np.round(frame.lattice.to_index(start.means_mm)).astype(int)[:, ::-1], 0, np.array(prior.shape) - 1
-    )
-    start = start.with_amplitudes(prior[tuple(index.T)][:, None], (name,))
+    start = scaffold.with_amplitudes(sampled_at(scaffold, frame, prior)[:, None], (name,))
     return optimise_geometry(
         start,
         prior.transpose(2, 1, 0),
