@@ -1,6 +1,7 @@
 """Make an acquisition with known truth out of a good image.
 
 gsrecon simulate slices IN OUT --axis 2 --factor 5     slices five voxels thick along the third stored axis
+gsrecon simulate coarse IN OUT --factor 2              voxels twice as large along every axis
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float
 from bids_gsrecon.errors import InputError
 
-SUMMARY = 'thick slices out of an isotropic image, with a true header'
+SUMMARY = 'thick slices or coarse voxels out of a good image, with a true header'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,19 +37,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='box',
         help='slice profile; gaussian: FWHM = thickness',
     )
-    slices.add_argument(
+    _add_common_arguments(slices)
+
+    coarse = kinds.add_parser('coarse', help='larger voxels along every axis')
+    coarse.add_argument('input', metavar='IN', help='the truth, a NIfTI image')
+    coarse.add_argument(
+        'output', metavar='OUT', help='coarse image to write (.nii or .nii.gz; a .json beside it)'
+    )
+    coarse.add_argument(
+        '--factor',
+        type=positive_float,
+        nargs='+',
+        required=True,
+        metavar='N',
+        help='voxel size in voxels of IN: one number, or one per stored axis',
+    )
+    coarse.add_argument(
+        '--how',
+        choices=('cell', 'trilinear', 'kspace'),
+        default='cell',
+        help='mean over the voxel, linear interpolation at its centre, or the central block of k-space',
+    )
+    _add_common_arguments(coarse)
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         '--noise', type=float, default=0.0, metavar='F', help='Rician noise, fraction of the 99th percentile'
     )
-    slices.add_argument('--seed', type=int, default=0, help='seed of the noise')
-    slices.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the noise')
+    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
 
 
 def run(args: argparse.Namespace) -> str:
     """Simulate, write, and say what was written."""
-    import json
+    return _run_coarse(args) if args.kind == 'coarse' else _run_slices(args)
 
+
+def _run_slices(args: argparse.Namespace) -> str:
     from bids_gsrecon.imaging.simulate import thick_slices
-    from bids_gsrecon.interfaces.io import load_volume, save_volume, write_atomically
+    from bids_gsrecon.interfaces.io import load_volume
 
     output = output_image(args.output, args.input)
     volume = load_volume(args.input)
@@ -75,11 +103,42 @@ def run(args: argparse.Namespace) -> str:
         'SliceAxis': args.axis,
         'RicianNoiseFraction': args.noise,
     }
-    save_volume(output, thick.data, thick.affine)
-    text = json.dumps(sidecar, indent=2) + '\n'
-    write_atomically(output.with_name(image_stem(output) + '.json'), lambda path: _write(path, text))
+    _save(output, thick, sidecar)
     n = thick.data.shape[args.axis]
     return f'gsrecon simulate: ok, {n} slices of {thickness:g} mm every {spacing:g} mm -> {output}'
+
+
+def _run_coarse(args: argparse.Namespace) -> str:
+    from bids_gsrecon.imaging.simulate import coarse_voxels
+    from bids_gsrecon.interfaces.io import load_volume
+
+    output = output_image(args.output, args.input)
+    volume = load_volume(args.input)
+    factors = args.factor if len(args.factor) > 1 else args.factor * 3
+    try:
+        coarse = coarse_voxels(volume, factors, args.how, noise=args.noise, seed=args.seed)
+    except ValueError as error:
+        raise InputError(f'{args.input} cannot be coarsened so: {error}; choose other factors.') from error
+    sizes = [round(float(size), 6) for size in coarse.lattice.voxel_sizes_mm]
+    sidecar = {
+        'VoxelSizes': sizes,
+        'VoxelSampling': args.how,
+        'CoarseningFactors': factors,
+        'RicianNoiseFraction': args.noise,
+    }
+    _save(output, coarse, sidecar)
+    shape, mm = ' x '.join(map(str, coarse.data.shape)), ' x '.join(f'{size:g}' for size in sizes)
+    return f'gsrecon simulate: ok, {shape} voxels of {mm} mm -> {output}'
+
+
+def _save(output, volume, sidecar: dict) -> None:
+    import json
+
+    from bids_gsrecon.interfaces.io import save_volume, write_atomically
+
+    save_volume(output, volume.data, volume.affine)
+    text = json.dumps(sidecar, indent=2) + '\n'
+    write_atomically(output.with_name(image_stem(output) + '.json'), lambda path: _write(path, text))
 
 
 def _write(path, text: str) -> None:

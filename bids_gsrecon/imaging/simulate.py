@@ -1,4 +1,4 @@
-"""Simulated acquisitions with known truth: thick slices."""
+"""Simulated acquisitions with known truth: thick slices and coarse voxels."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def thick_slices(
         raise ValueError(f'slices of {thickness:g} mm are thinner than the voxels ({voxel:g} mm)')
     if not spacing > 0:
         raise ValueError(f'thickness {thickness:g} mm and gap {gap_mm:g} mm leave no step between slices')
-    if noise < 0:
+    if not noise >= 0:
         raise ValueError('noise must not be negative')
     n_voxels = volume.data.shape[axis]
     n_slices = int(np.floor((n_voxels * voxel - thickness) / spacing + 1e-6)) + 1
@@ -81,6 +81,94 @@ def thick_slices(
     affine[:3, 3] += direction * centres[0]
     affine[:3, axis] = direction * spacing
     return Volume(np.ascontiguousarray(data, dtype=np.float32), Lattice(data.shape, affine))
+
+
+def coarse_voxels(
+    volume: Volume,
+    factors,
+    how: Literal['cell', 'trilinear', 'kspace'] = 'cell',
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Volume:
+    """Sample ``volume`` on a coarser grid, with the header of a scanner that did so.
+
+    ``cell``
+        The mean over coarse voxels; the first begins at the outer faces of the grid, and those that do not
+        fit are dropped.
+    ``trilinear``
+        Linear interpolation at the centres of the same coarse voxels, as
+        ``torch.nn.functional.interpolate(mode='trilinear', align_corners=False)`` does: x2 is the mean of
+        two voxels per axis, x3 every third voxel, x4 the mean of the central two of four.
+    ``kspace``
+        Magnitude of the inverse Fourier transform of the central block of k-space. The field of view
+        stays, so that the factor along an axis of n voxels becomes n / round(n / factor), and the first
+        coarse voxel is centred on the first voxel of ``volume`` (a property of the discrete transform).
+
+    Parameters
+    ----------
+    volume
+        The truth.
+    factors
+        How many times larger the voxels become: one number or one per stored axis, at least 1.
+    how
+        ``cell``, ``trilinear`` or ``kspace``.
+    noise
+        Standard deviation of Rician noise (independent Gaussian noise in the real and imaginary part), as a
+        fraction of the 99th percentile of the positive values.
+    seed
+        Seed of the noise.
+
+    Raises
+    ------
+    ValueError
+        Not one or three factors, or one below 1; a factor that leaves no voxel; bad options.
+    """
+    try:
+        factors = np.broadcast_to(np.asarray(factors, dtype=np.float64), 3)
+    except ValueError as error:
+        raise ValueError('give one factor, or one per stored axis') from error
+    if not (np.isfinite(factors).all() and (factors >= 1).all()):
+        raise ValueError('a factor must be a number of at least 1')
+    if how not in ('cell', 'trilinear', 'kspace'):
+        raise ValueError(f'unknown sampling {how!r}: cell, trilinear or kspace')
+    if not noise >= 0:
+        raise ValueError('noise must not be negative')
+    shape = np.array(volume.data.shape)
+    if how == 'kspace':
+        coarse = np.round(shape / factors).astype(int)
+        start, step = np.zeros(3), shape / np.maximum(coarse, 1)
+    else:
+        coarse = np.floor(shape / factors + 1e-6).astype(int)
+        start, step = 0.5 * (factors - 1), factors
+    if coarse.min() < 1:
+        raise ValueError(f'no voxel is left of {tuple(volume.data.shape)} after division by {tuple(factors)}')
+    if how == 'kspace':
+        data = _central_block(volume.data, coarse)
+    else:
+        data = volume.data
+        for axis in np.flatnonzero(factors > 1):
+            centres = start[axis] + step[axis] * np.arange(coarse[axis])
+            if how == 'cell':
+                box = SliceProfile('box', step[axis], int(axis))
+                weights = _cell_masses(box, centres, shape[axis], 1.0)
+            else:
+                weights = np.maximum(0.0, 1.0 - np.abs(np.arange(shape[axis]) - centres[:, None]))
+            product = np.tensordot(weights.astype(np.float32), data, axes=(1, axis))
+            data = np.moveaxis(product, 0, axis)
+    if noise:
+        data = _rician(data, noise, seed)
+    affine = volume.affine @ np.diag([*step, 1.0])
+    affine[:3, 3] = volume.lattice.to_world(start)
+    return Volume(np.array(data, dtype=np.float32, order='C'), Lattice(data.shape, affine))
+
+
+def _central_block(data: np.ndarray, shape) -> np.ndarray:
+    """Magnitude image of the central ``shape`` block of k-space; constants keep their value."""
+    kspace = np.fft.fftshift(np.fft.fftn(data))
+    first = [n // 2 - m // 2 for n, m in zip(data.shape, shape)]
+    block = kspace[tuple(slice(f, f + m) for f, m in zip(first, shape))]
+    return np.abs(np.fft.ifftn(np.fft.ifftshift(block))) * (np.prod(shape) / data.size)
 
 
 def _cell_masses(profile: SliceProfile, centres_mm, n_cells: int, cell_mm: float) -> np.ndarray:

@@ -254,6 +254,24 @@ def test_simulate_writes_the_image_and_its_sidecar(case, capsys):
     assert '.nii' in error_line(capsys)
 
 
+def test_simulate_coarse_writes_the_image_and_its_sidecar(case, capsys):
+    out = case / 'coarse.nii.gz'
+    assert run('simulate', 'coarse', case / 'truth.nii.gz', out, '--factor', 2) == 0
+    assert 'ok, 16 x 17 x 15 voxels' in capsys.readouterr().out
+    truth = nib.load(case / 'truth.nii.gz')
+    block = truth.get_fdata()[:2, :2, :2].mean()
+    assert nib.load(out).get_fdata()[0, 0, 0] == pytest.approx(block, abs=1e-3)
+    np.testing.assert_allclose(nib.load(out).affine[:3, 3], truth.affine[:3] @ [0.5, 0.5, 0.5, 1], atol=1e-5)
+    sidecar = json.loads((case / 'coarse.json').read_text())
+    assert sidecar['VoxelSampling'] == 'cell' and sidecar['CoarseningFactors'] == [2, 2, 2]
+    options = ['--factor', 1, 3, 1, '--how', 'trilinear', '--noise', 0.02, '--seed', 1]
+    assert run('simulate', 'coarse', case / 'truth.nii.gz', out, *options) == 0
+    assert nib.load(out).shape == (32, 11, 30)
+    for bad, words in (([500], 'no voxel'), ([2, 2], 'per stored axis')):
+        assert run('simulate', 'coarse', case / 'truth.nii.gz', out, '--factor', *bad) == 2
+        assert words in error_line(capsys)
+
+
 def test_evaluate_prints_a_line_or_json(case, capsys):
     assert (
         run('evaluate', case / 'T2w.nii.gz', case / 'truth.nii.gz', '--mask', case / 'mask.nii.gz', '--json')
