@@ -14,6 +14,7 @@ differences and gradients agree.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -116,8 +117,18 @@ def check_amplitudes(amplitudes, n: int, grad_sums=None, shape=None) -> None:
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends that run here, best last."""
-    return ('reference', 'cpu')
+    """Names of the backends that run here, best last.
+
+    ``cuda`` is one of them where torch sees a CUDA device and the kernels are built or can be; should building
+    or running them fail, it is none from then on.
+    """
+    return ('reference', 'cpu') if _why_no_cuda() else BACKENDS
+
+
+def _why_no_cuda() -> str:
+    from bids_gsrecon.gpu import cuda, cuda_build
+
+    return cuda.failure() or cuda_build.why_not()
 
 
 def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
@@ -129,9 +140,20 @@ def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
         ``auto``, ``reference``, ``cpu`` or ``cuda``.
     n_threads
         Threads of the cpu backend; None leaves numba's current number.
+
+    Raises
+    ------
+    RuntimeError
+        If ``cuda`` cannot be had: one sentence that names the remedy. ``auto`` warns once instead and
+        takes cpu.
     """
     if name == 'auto':
-        name = 'cuda' if 'cuda' in available_backends() else 'cpu'
+        name = 'cpu'
+        if not _why_no_cuda():
+            try:
+                return get_backend('cuda')
+            except RuntimeError as error:
+                warnings.warn(f'{error} Using the cpu backend.', RuntimeWarning, stacklevel=2)
     if name == 'reference':
         from bids_gsrecon.gpu.reference import ReferenceBackend
 
@@ -141,7 +163,9 @@ def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
 
         return CpuBackend(n_threads=n_threads)
     if name == 'cuda':
-        raise RuntimeError(
-            'This version has no CUDA kernels yet: use the cpu backend (or auto, which picks it).'
-        )
+        if reason := _why_no_cuda():
+            raise RuntimeError(reason)
+        from bids_gsrecon.gpu.cuda import make_backend
+
+        return make_backend()
     raise ValueError(f'unknown backend {name!r}: one of auto, {", ".join(BACKENDS)}')
