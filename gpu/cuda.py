@@ -223,18 +223,25 @@ class CudaPlan:
 
 
 def _cut(records: torch.Tensor, limit: int):
-    """Rows of boxes above ``limit`` voxels, where their pieces begin, and of each piece its row and number."""
+    """Rows of boxes above ``limit`` voxels, where their pieces begin, and of each piece its row and place.
+
+    The place of a piece is its number in the box and the x, y, z of its first voxel, from the box's corner.
+    """
     boxes = records.view(torch.int32)[:, 13:]
-    volumes = ((boxes >> 16) - (boxes & 0xFFFF) + 1).long().prod(1)
+    sides = ((boxes >> 16) - (boxes & 0xFFFF) + 1).long()
+    volumes = sides.prod(1)
     wide = (volumes > limit).nonzero().squeeze(1)
     n_pieces = (volumes[wide] + limit - 1) // limit
     last = n_pieces.cumsum(0)
     first = torch.cat([last.new_zeros(1), last])
-    pieces = torch.arange(int(last[-1]), device=records.device) - (last - n_pieces).repeat_interleave(
+    numbers = torch.arange(int(last[-1]), device=records.device) - (last - n_pieces).repeat_interleave(
         n_pieces
     )
     owners = wide.repeat_interleave(n_pieces)
-    return tuple(t.int() for t in (wide, first, owners, pieces))
+    side_x, side_y, _ = sides[owners].T
+    voxels = numbers * limit
+    places = (numbers, voxels % side_x, voxels // side_x % side_y, voxels // (side_x * side_y))
+    return tuple(t.int() for t in (wide, first, owners, torch.stack(places, 1)))
 
 
 class CudaBackend(PlannedBackend):

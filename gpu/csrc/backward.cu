@@ -13,8 +13,9 @@ constexpr int FINISH_THREADS = 128;
 
 // With GEOMETRY the ten moments of the shape and those of the first CHANNELS amplitudes; the gradient of a weight
 // takes in all n_channels. Without, the amplitudes from `first_channel` on alone.
+// Blocks per multiprocessor: 64 registers a thread, 96 where all sums are kept (with fewer it spills).
 template <int CHANNELS, bool GEOMETRY>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, CHANNELS == 4 && GEOMETRY ? 5 : 8)
 moments(const Record* __restrict__ records, const float* __restrict__ amplitudes, const float* __restrict__ grads,
         const int* __restrict__ owners, const int* __restrict__ pieces, int64_t n_tasks, int64_t limit,
         int n_channels, int first_channel, const __grid_constant__ Lattice lattice, float level, float* __restrict__ out) {
@@ -27,22 +28,29 @@ moments(const Record* __restrict__ records, const float* __restrict__ amplitudes
         low[k] = r.box[k] & 0xffff;
         side[k] = (r.box[k] >> 16) - low[k] + 1;
     }
-    const int64_t plane = int64_t(side[0]) * side[1], volume = plane * side[2];
+    const int64_t volume = int64_t(side[0]) * side[1] * side[2];
     if (!owners && volume > limit) return;  // in pieces instead
-    const int64_t begin = owners ? pieces[task] * limit : 0;
-    const int64_t end = begin + limit < volume ? begin + limit : volume;
+    const int* piece = pieces + 4 * task;   // its number and its first voxel's place in the box
+    const int64_t left = owners ? volume - piece[0] * limit : volume;
+    const int n = int(left < limit ? left : limit);
 
-    // The lanes walk the box's voxels 32 at a time: coordinates advance by the digits of 32 with carries,
-    // so that no lane idles at the end of a row and nothing is divided in the loop.
+    // The lanes walk the box's voxels 32 at a time: coordinates advance by the digits of 32 with carries, so
+    // that no lane idles at the end of a row and nothing is divided in the loop.
     const int lane = lane_index();
-    const int64_t start = begin + lane;
-    float x = float(start % side[0]), y = float(start / side[0] % side[1]), z = float(start / plane);
+    float x = 0.0f, y = 0.0f, z = 0.0f;
+    if (owners) x = float(piece[1]), y = float(piece[2]), z = float(piece[3]);
     const float side_x = float(side[0]), side_y = float(side[1]);
-    const float step_x = float(WARP % side[0]), step_y = float(WARP / side[0] % side[1]), step_z = float(WARP / plane);
+    x += float(lane % side[0]);
+    y += float(lane / side[0] % side[1]);
+    z += float(lane / side[0] / side[1]);
+    if (x >= side_x) x -= side_x, y += 1.0f;
+    if (y >= side_y) y -= side_y, z += 1.0f;
+    const int step[3] = {WARP % side[0], WARP / side[0] % side[1], WARP / side[0] / side[1]};
+    const float step_x = float(step[0]), step_y = float(step[1]), step_z = float(step[2]);
     const int64_t row = lattice.size[0], slice = row * lattice.size[1], n_voxels = slice * lattice.size[2];
-    const int64_t stride = int64_t(step_x) + int64_t(step_y) * row + int64_t(step_z) * slice;
+    const int64_t stride = step[0] + step[1] * row + step[2] * slice;
     const int64_t carry_x = row - side[0], carry_y = slice - side[1] * row;
-    const float* voxel = grads + (low[2] + int64_t(z)) * slice + (low[1] + int64_t(y)) * row + low[0] + int64_t(x);
+    const float* voxel = grads + (low[2] + int(z)) * slice + (low[1] + int(y)) * row + low[0] + int(x);
     const float origin_x = float(low[0] - r.anchor[0]) - r.offset[0];
     const float origin_y = float(low[1] - r.anchor[1]) - r.offset[1];
     const float origin_z = float(low[2] - r.anchor[2]) - r.offset[2];
@@ -53,7 +61,7 @@ moments(const Record* __restrict__ records, const float* __restrict__ amplitudes
         for (int c = 0; c < CHANNELS; ++c)
             if (c < n_channels) a[c] = amplitude[c];
     float m[GEOMETRY_MOMENTS] = {};
-    for (int64_t i = start; i < end; i += WARP) {
+    for (int i = lane; i < n; i += WARP) {
         const float dx = origin_x + x, dy = origin_y + y, dz = origin_z + z;
         const float u = fmaf(-r.b, dz, dy);
         const float v3 = r.s3 * dz, v2 = r.s2 * u, v1 = r.s1 * (dx - fmaf(r.c, dz, r.a * u));
@@ -159,7 +167,7 @@ int64_t gsrecon_moments(const void* records, const void* amplitudes, const void*
                         int64_t n_channels, int64_t nx, int64_t ny, int64_t nz, double cutoff, int64_t stream) {
     Lattice lattice;
     if (!make_lattice(nx, ny, nz, lattice) || n_channels < 0 || n_channels > 1 << 20 || n_tasks < 1 ||
-        n_tasks >= (int64_t(1) << 31) - 1 || limit < 1)
+        n_tasks >= (int64_t(1) << 31) - 1 || limit < 1 || limit > (1 << 30))
         return GSRECON_OUT_OF_RANGE;
     const float level = float(std::exp2(-KAPPA2 * cutoff * cutoff));
     for (int64_t channel = 0; channel == 0 || channel < n_channels; channel += 4) {

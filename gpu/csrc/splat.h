@@ -34,8 +34,9 @@ int64_t gsrecon_pack(const void* means, const void* covariances, const void* log
 int64_t gsrecon_forward(const void* records, const void* starts, const void* amplitudes, void* sums,
                         int64_t n_channels, int64_t nx, int64_t ny, int64_t nz, double cutoff, int64_t stream);
 
-// moments (n_used, 10 + n_channels) for boxes of at most `limit` voxels; with owners and pieces (n_tasks,) int32
-// instead: piece p of Gaussian `owner`, voxels p * limit to (p + 1) * limit of its box, to one row each.
+// moments (n_used, 10 + n_channels) for boxes of at most `limit` (< 2^31) voxels. If segmented instead, a row for
+// each of n_tasks pieces: owners (n_tasks,) their Gaussians; pieces (n_tasks, 4) int32 their numbers p, for voxels
+// p * limit to (p + 1) * limit of the box (x fastest), and the x, y, z of the first of these in the box.
 int64_t gsrecon_moments(const void* records, const void* amplitudes, const void* grad_sums, const void* owners,
                         const void* pieces, void* moments, int64_t n_tasks, int64_t segmented, int64_t limit,
                         int64_t n_channels, int64_t nx, int64_t ny, int64_t nz, double cutoff, int64_t stream);

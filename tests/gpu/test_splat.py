@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bids_gsrecon.gpu import available_backends, compose, get_backend, rasterize, splat_sums
+from bids_gsrecon.gpu import available_backends, compose, cuda_build, get_backend, rasterize, splat_sums
 from bids_gsrecon.gpu.reference import reference_sums
 from tests.gpu import fields
 
@@ -17,10 +17,9 @@ HARD = fields.hard_cases()
 def backend(request):
     if request.param == 'cuda kernels on the CPU':
         return request.getfixturevalue('shim_backend')
-    try:
-        return get_backend(request.param)
-    except RuntimeError as error:  # it says why, and what would help
-        pytest.skip(str(error))
+    if request.param == 'cuda' and (reason := cuda_build.why_not()):
+        pytest.skip(reason)
+    return get_backend(request.param)
 
 
 def truth_and_gradients(field, shape, grad_sums, cutoff=3.0):

@@ -17,7 +17,7 @@
 #define __host__
 #define __shared__ static  // one block at a time
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __grid_constant__
 using cudaStream_t = void*;
 using cudaError_t = int;
