@@ -227,7 +227,7 @@ def _cut(records: torch.Tensor, limit: int):
 
     The place of a piece is its number in the box and the x, y, z of its first voxel, from the box's corner.
     """
-    boxes = records.view(torch.int32)[:, 13:]
+    boxes = records.view(torch.int32)[:, :3]
     sides = ((boxes >> 16) - (boxes & 0xFFFF) + 1).long()
     volumes = sides.prod(1)
     wide = (volumes > limit).nonzero().squeeze(1)

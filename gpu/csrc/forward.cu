@@ -38,20 +38,30 @@ __device__ __forceinline__ int block_rank(bool keep, int* counts, int& total) {
 // Smallest magnitude in an interval of that half width about `centre`.
 __device__ __forceinline__ float nearest_zero(float centre, float half) { return fmaxf(fabsf(centre) - half, 0.0f); }
 
-// Bits of the sub-bricks (4 x 4 in y and z, 8 in x) that the Gaussian may reach; `place` is its centre in the
-// brick's coordinates. Interval arithmetic on v1, v2, v3: exact for axis-aligned Gaussians, never too small.
-__device__ __forceinline__ int sub_bricks(const Record& r, const int* first, const float* place, float limit) {
+// Bits of the sub-bricks (4 x 4 in y and z, 8 in x) that a box touches.
+__device__ __forceinline__ int sub_bricks_of(const int* box, const int* first) {
     int low[3], high[3];
     for (int k = 0; k < 3; ++k) {
-        low[k] = (r.box[k] & 0xffff) - first[k];
-        high[k] = (r.box[k] >> 16) - first[k];
+        low[k] = (box[k] & 0xffff) - first[k];
+        high[k] = (box[k] >> 16) - first[k];
     }
     if (low[0] >= BRICK || high[0] < 0) return 0;
     int mask = 0;
 #pragma unroll
     for (int part = 0; part < WARPS; ++part) {
         const int y = (part & 1) * 4, z = (part >> 1) * 4;
-        if (low[1] > y + 3 || high[1] < y || low[2] > z + 3 || high[2] < z) continue;
+        if (low[1] <= y + 3 && high[1] >= y && low[2] <= z + 3 && high[2] >= z) mask |= 1 << part;
+    }
+    return mask;
+}
+
+// Those of them that the Gaussian itself may reach; `place` is its centre in the brick's coordinates. Interval
+// arithmetic on v1, v2, v3: exact for axis-aligned Gaussians, never too small.
+__device__ __forceinline__ int within_reach(const Record& r, const float* place, float limit, int mask) {
+    int reached = 0;
+#pragma unroll
+    for (int part = 0; part < WARPS; ++part) {
+        const int y = (part & 1) * 4, z = (part >> 1) * 4;
         const float dx = 3.5f - place[0], dy = y + 1.5f - place[1], dz = z + 1.5f - place[2];
         const float bz = r.b * dz, u = dy - bz, cz = r.c * dz, au = r.a * u;
         // What float32 may be off by in the centres of the intervals.
@@ -62,9 +72,9 @@ __device__ __forceinline__ int sub_bricks(const Record& r, const int* first, con
         const float v3 = r.s3 * nearest_zero(dz, 1.5f);
         const float v2 = r.s2 * nearest_zero(u, half_u);
         const float v1 = r.s1 * nearest_zero(dx - cz - au, half_x);
-        if (v1 * v1 + v2 * v2 + v3 * v3 <= limit) mask |= 1 << part;
+        if (v1 * v1 + v2 * v2 + v3 * v3 <= limit) reached |= 1 << part;
     }
-    return mask;
+    return mask & reached;
 }
 
 // Sums of the weights and of CHANNELS amplitudes, from channel `first_channel` on.
@@ -124,9 +134,12 @@ forward(const Record* __restrict__ records, const int* __restrict__ starts, cons
             while (position >= range_length[range]) position -= range_length[range++];
             candidate = range_begin[range] + position;
             position += THREADS;
-            r = records[candidate];
-            for (int k = 0; k < 3; ++k) place[k] = float(r.anchor[k] - first[k]) + r.offset[k];
-            mask = sub_bricks(r, first, place, limit);
+            mask = sub_bricks_of(records[candidate].box, first);
+            if (mask) {
+                r = records[candidate];
+                for (int k = 0; k < 3; ++k) place[k] = float(r.anchor[k] - first[k]) + r.offset[k];
+                mask = within_reach(r, place, limit, mask);
+            }
         }
         int n_new;
         const int slot = n_kept + block_rank(mask != 0, counts, n_new);

@@ -95,12 +95,14 @@ import sys, torch
 from bids_gsrecon.gpu.cuda import CudaBackend
 from tests.gpu import cuda_shim, fields
 field = fields.concatenated(
-    fields.random_field(2500, (20, 19, 18), n_channels=3, seed=33),
+    fields.random_field(800, (20, 19, 18), n_channels=3, seed=33),
     fields.random_field(5, (20, 19, 18), n_channels=3, scale=8.0, seed=34),
 )
 grad_sums = torch.randn((4, 20, 19, 18), generator=torch.Generator().manual_seed(1))
 plan = CudaBackend(cuda_shim.Operators(sys.argv[1]), 'cpu').plan(*field[:3], (20, 19, 18))
-torch.save([plan.forward(field[3]), *plan.backward(field[3], grad_sums)], sys.argv[2])
+results = [plan.forward(field[3]), *plan.backward(field[3], grad_sums)]
+plan._n_keys = 3000
+torch.save([*results, *plan._sort(torch.arange(4500, dtype=torch.int32).flip(0) % 3000)], sys.argv[2])
 """
     saved = []
     for name, environment in (('a', None), ('b', cuda_shim.reversed_order())):
