@@ -6,7 +6,6 @@ from bids_gsrecon.recon.harmonize.types import (
     ContrastResult,
     HarmonizeOptions,
     HarmonizeResult,
-    Progress,
     Target,
 )
 
@@ -14,7 +13,6 @@ __all__ = [
     'ContrastResult',
     'HarmonizeOptions',
     'HarmonizeResult',
-    'Progress',
     'Target',
     'check_reference',
     'estimate_memory_gb',

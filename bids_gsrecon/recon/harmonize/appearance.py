@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
-from bids_gsrecon.fields.densify import isotropic_gaussians, residual_maxima
 from bids_gsrecon.fields.gaussians import GaussianField
-from bids_gsrecon.fields.torch_geometry import to_index_space
-from bids_gsrecon.gpu import FrozenWeights
+from bids_gsrecon.recon.amplitudes import FieldFit, fit_amplitudes, sampled_at
 from bids_gsrecon.recon.harmonize.frame import SliceFrame
 from bids_gsrecon.recon.harmonize.guidance import guided_solve
 from bids_gsrecon.recon.harmonize.inplane import (
@@ -23,16 +22,12 @@ from bids_gsrecon.recon.harmonize.inplane import (
     predict_across,
     train_in_plane,
 )
-from bids_gsrecon.recon.harmonize.laplacian import GuidedLaplacian
-from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Progress
-from bids_gsrecon.solvers.cg import conjugate_gradient
+from bids_gsrecon.recon.harmonize.types import HarmonizeOptions
+from bids_gsrecon.recon.progress import Progress
+from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 
 IN_PLANE_WEIGHT = 0.75  # of the learned detail; tuned on sub-m06 of the development data
 PRIOR_WEIGHT = 0.3  # mu
-DETAIL_ROUNDS = 3
-DETAIL_SIGMA = 0.55  # fine voxels
-DETAIL_PER_VOXEL = 0.15  # at most, each round
-FIELD_TO_PRIOR_DB = 48.0  # the field re-encodes the prior: beyond this nothing is gained (< .03 dB)
 # Noise (relative to bright tissue) from which the slices are no longer reproduced to the letter; the guidance
 # strength that scored best on sub-m06 with 1, 3 and 6 % noise was (noise / .0055)^2 times the noise-free one.
 STRENGTH_NOISE = 0.0055
@@ -113,8 +108,6 @@ def voxel_prior(
 
 def _row_spans(mask: np.ndarray, margin: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """x-range of each (z, y) row that holds the mask or lies within ``margin`` of it."""
-    from scipy import ndimage
-
     nx = mask.shape[2]
     any_row = mask.any(2)
     start = np.where(any_row, mask.argmax(2), nx)
@@ -127,57 +120,6 @@ def _row_spans(mask: np.ndarray, margin: int = 4) -> tuple[np.ndarray, np.ndarra
     return start.astype(np.int64), stop.astype(np.int64)
 
 
-class _Layers:
-    """Frozen layers on the fine grid as one linear operator from stacked amplitudes to images (z, y, x)."""
-
-    def __init__(self, fields, frame: SliceFrame):
-        self.fields = list(fields)
-        self.lattice = frame.lattice
-        self.operators = [self._operator(field) for field in self.fields]
-
-    def _operator(self, field: GaussianField) -> FrozenWeights:
-        means, covariances = to_index_space(field, self.lattice.world_to_voxel)
-        return FrozenWeights.build(
-            means, covariances, field.log_weights, self.lattice.shape, composition=field.composition
-        )
-
-    def append(self, field: GaussianField) -> None:
-        self.fields.append(field)
-        self.operators.append(self._operator(field))
-
-    @property
-    def nbytes(self) -> int:
-        return sum(operator.nbytes for operator in self.operators)
-
-    def split(self, amplitudes):
-        return np.split(amplitudes, np.cumsum([len(field) for field in self.fields])[:-1])
-
-    def forward(self, amplitudes) -> np.ndarray:
-        parts = self.split(amplitudes)
-        total = self.operators[0].forward(parts[0])
-        for operator, part in zip(self.operators[1:], parts[1:]):
-            total += operator.forward(part)
-        return total.transpose(2, 1, 0)
-
-    def adjoint(self, image) -> np.ndarray:
-        image = image.transpose(2, 1, 0)
-        return np.concatenate([operator.adjoint(image) for operator in self.operators])
-
-    def squares(self, weights) -> np.ndarray:
-        weights = weights.transpose(2, 1, 0)
-        return np.concatenate([operator.column_sums_of_squares(weights) for operator in self.operators])
-
-
-@dataclass(eq=False)
-class FieldFit:
-    """Amplitudes solved: layers in units of ``scale`` and their image on the fine grid (nz, ny, nx)."""
-
-    layers: list[GaussianField]
-    image: np.ndarray
-    prior_db: float
-    frozen_gb: float
-
-
 def fit_field(
     scaffold: GaussianField,
     frame: SliceFrame,
@@ -188,74 +130,31 @@ def fit_field(
     options: HarmonizeOptions,
     progress: Progress,
 ) -> FieldFit:
-    """Amplitudes of the scaffold, and contrast-only Gaussians where it cannot say what the prior says."""
+    """Amplitudes of the scaffold, and contrast-only Gaussians where it cannot say what the prior says.
+
+    The image of the result is (x, y, z): the index order of ``frame.lattice``.
+    """
     slabs, mask = frame.slabs, frame.mask
     trust = np.float32(data_trust(noise))
     slice_weights = trust * (slabs.forward(mask.astype(np.float32)) > 0.99)
-    prior_weights = np.float32(PRIOR_WEIGHT) * _grown(mask, 1).astype(np.float32)
-    layers = _Layers([scaffold.with_amplitudes(np.zeros((len(scaffold), 1)), (name,))], frame)
-    # |A W b|^2 has about the diagonal of the mean row: cells are averaged, their squares add up.
-    precondition_weights = prior_weights + slabs.diagonal(slice_weights)
+    prior_weights = np.float32(PRIOR_WEIGHT) * ndimage.binary_dilation(mask).astype(np.float32)
+
+    def normal(image):
+        image = image.transpose(2, 1, 0)
+        image = slabs.adjoint(slice_weights * slabs.forward(image)) + prior_weights * image
+        return image.transpose(2, 1, 0)
+
     right_image = slabs.adjoint(slice_weights * slices) + prior_weights * prior
-
-    def solve(amplitudes, iterations):
-        def apply(b):
-            image = layers.forward(b)
-            image = slabs.adjoint(slice_weights * slabs.forward(image)) + prior_weights * image
-            return layers.adjoint(image)
-
-        diagonal = layers.squares(precondition_weights)
-        inverse = np.where(diagonal > 1e-9, 1.0 / np.maximum(diagonal, 1e-9), 0.0)
-        return conjugate_gradient(
-            apply,
-            layers.adjoint(right_image),
-            x0=amplitudes,
-            inverse_diagonal=inverse,
-            max_iterations=iterations,
-            tolerance=1e-6,
-        ).x
-
-    n_rounds = 1 + DETAIL_ROUNDS * bool(options.detail_gaussians)
-    progress('fitting amplitudes', 0, n_rounds)
-    amplitudes = solve(sampled_at(scaffold, frame, prior), 15)
-    image = layers.forward(amplitudes)
-    n_voxels = int(mask.sum())
-    cell_mm = float(np.cbrt(np.prod(frame.spacing_mm)))
-    for round_ in range(1, n_rounds):
-        progress('fitting amplitudes', round_, n_rounds)
-        if _db(image, prior, mask) >= FIELD_TO_PRIOR_DB:
-            break
-        residual = prior - image
-        threshold = 10 ** (-FIELD_TO_PRIOR_DB / 20)
-        peaks = residual_maxima(residual, mask, round(DETAIL_PER_VOXEL * n_voxels), threshold)
-        if len(peaks) == 0:
-            break
-        means = frame.lattice.to_world(peaks[:, ::-1])
-        start = 0.7 * residual[tuple(peaks.T)]
-        layers.append(isotropic_gaussians(means, DETAIL_SIGMA * cell_mm, start[:, None], (name,)))
-        amplitudes = solve(np.concatenate([amplitudes, start]).astype(np.float32), 8)
-        image = layers.forward(amplitudes)
-    progress('fitting amplitudes', n_rounds, n_rounds)
-    fields = [
-        field.with_amplitudes(part[:, None], (name,))
-        for field, part in zip(layers.fields, layers.split(amplitudes))
-    ]
-    return FieldFit(fields, image, _db(image, prior, mask), layers.nbytes / 2**30)
-
-
-def _grown(mask: np.ndarray, iterations: int) -> np.ndarray:
-    from scipy import ndimage
-
-    return ndimage.binary_dilation(mask, iterations=iterations)
-
-
-def sampled_at(field: GaussianField, frame: SliceFrame, image: np.ndarray) -> np.ndarray:
-    """Values (N,) of a fine-grid image at the Gaussians' centres (nearest voxel)."""
-    index = np.round(frame.lattice.to_index(field.means_mm)).astype(int)[:, ::-1]
-    index = np.clip(index, 0, np.array(image.shape) - 1)
-    return image[tuple(index.T)].astype(np.float32)
-
-
-def _db(image, prior, mask) -> float:
-    error = float(np.mean((image[mask] - prior[mask]) ** 2, dtype=np.float64))
-    return float(-10.0 * np.log10(max(error, 1e-30)))
+    start = sampled_at(scaffold, frame.lattice, prior.transpose(2, 1, 0))
+    return fit_amplitudes(
+        scaffold.with_amplitudes(start[:, None], (name,)),
+        frame.lattice,
+        normal,
+        right_image.transpose(2, 1, 0),
+        # |A W b|^2 has about the diagonal of the mean row: cells are averaged, their squares add up.
+        precondition_weights=(prior_weights + slabs.diagonal(slice_weights)).transpose(2, 1, 0),
+        goal=prior.transpose(2, 1, 0),
+        mask=mask.transpose(2, 1, 0),
+        detail=options.detail_gaussians,
+        progress=progress,
+    )

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bids_gsrecon.recon.harmonize.laplacian import GuidedLaplacian
 from bids_gsrecon.recon.harmonize.slabs import SlabMean
 from bids_gsrecon.solvers.cg import CGResult, conjugate_gradient
+from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 
 
 def guided_solve(

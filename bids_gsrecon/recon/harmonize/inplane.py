@@ -14,8 +14,8 @@ import torch
 from numba import njit, prange
 
 from bids_gsrecon.recon.harmonize.guidance import guided_solve
-from bids_gsrecon.recon.harmonize.laplacian import GuidedLaplacian
 from bids_gsrecon.recon.harmonize.slabs import SlabMean
+from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,23 @@ from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.render import render
-from bids_gsrecon.recon.harmonize.appearance import fit_field, sampled_at, voxel_prior
+from bids_gsrecon.recon.amplitudes import sampled_at
+from bids_gsrecon.recon.geometry import optimise_geometry, squared_error_gradient
+from bids_gsrecon.recon.harmonize.appearance import fit_field, voxel_prior
 from bids_gsrecon.recon.harmonize.frame import make_frame, resample
 from bids_gsrecon.recon.harmonize.scaffold import (
     check_scaffold,
     checked_mask,
     crop_to,
     learn_scaffold,
-    optimise_geometry,
 )
 from bids_gsrecon.recon.harmonize.types import (
     ContrastResult,
     HarmonizeOptions,
     HarmonizeResult,
-    Progress,
     Target,
 )
+from bids_gsrecon.recon.progress import Progress
 
 OUTPUT_MARGIN = 1  # voxels around the mask that the image still covers
 
@@ -130,7 +131,7 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
         layer.with_amplitudes(layer.amplitudes * np.float32(scale), layer.channels) for layer in fit.layers
     ]
     image = _render_inside(layers, lattice, output_mask, frame, target.name)
-    residual = slices - frame.slabs.forward(fit.image)
+    residual = slices - frame.slabs.forward(fit.image.transpose(2, 1, 0))
     uncertainty = None
     if options.uncertainty:
         uncertainty = _uncertainty_on(lattice, frame, prior, residual, output_mask, scale)
@@ -138,7 +139,7 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
         slice_factor=float(frame.factor),
         noise_percent=100.0 * prior.noise,
         guidance_strength=prior.strength,
-        field_to_prior_db=fit.prior_db,
+        field_to_prior_db=fit.goal_db,
         residual_rms_percent=100.0 * float(np.sqrt(np.mean(residual[inside] ** 2, dtype=np.float64))),
         n_gaussians=float(sum(len(layer) for layer in layers)),
         n_detail_gaussians=float(sum(len(layer) for layer in layers[1:])),
@@ -159,12 +160,15 @@ def _one_contrast(reference, target, mask, scaffold, lattice, output_mask, optio
 
 def _relaxed(scaffold, frame, prior, name) -> GaussianField:
     """The ablation: geometry follows this contrast's prior for a few steps (amplitudes are solved after)."""
-    start = scaffold.with_amplitudes(sampled_at(scaffold, frame, prior)[:, None], (name,))
+    start = scaffold.with_amplitudes(
+        sampled_at(scaffold, frame.lattice, prior.transpose(2, 1, 0))[:, None], (name,)
+    )
     return optimise_geometry(
         start,
-        prior.transpose(2, 1, 0),
         frame.lattice,
-        weights=frame.mask.transpose(2, 1, 0).astype(np.float32),
+        squared_error_gradient(
+            prior.transpose(2, 1, 0), frame.mask.transpose(2, 1, 0).astype(np.float32), len(start)
+        ),
         n_iterations=12,
         rate=0.5,
     )

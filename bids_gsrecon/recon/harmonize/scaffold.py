@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy import ndimage
 
 from bids_gsrecon.fields.densify import pruned
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.fields.initialize import sample_by_detail
-from bids_gsrecon.fields.torch_geometry import index_covariances
-from bids_gsrecon.gpu import get_backend, rasterize, thread_limit
-from bids_gsrecon.imaging.lattice import Lattice, Volume
-from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Progress
+from bids_gsrecon.gpu import thread_limit
+from bids_gsrecon.imaging.lattice import Volume
+from bids_gsrecon.recon.geometry import optimise_geometry, squared_error_gradient
+from bids_gsrecon.recon.harmonize.types import HarmonizeOptions
+from bids_gsrecon.recon.progress import Progress
 
 MARGIN = 3  # voxels beyond the mask that carry Gaussians too: forgetting them costs dB at the rim
-LEARNING_RATES = {'means': 0.06, 'log_scales': 0.04, 'quaternions': 0.02, 'amplitudes': 0.02}
-MAX_ANISOTROPY = 4.0
 
 
 def check_reference(volume: Volume) -> None:
@@ -111,9 +109,10 @@ def learn_scaffold(
     with thread_limit(options.n_threads):
         field = optimise_geometry(
             field,
-            image,
             lattice,
-            weights=ndimage.binary_dilation(mask, iterations=1).astype(np.float32),
+            squared_error_gradient(
+                image, ndimage.binary_dilation(mask, iterations=1).astype(np.float32), len(field)
+            ),
             n_iterations=options.scaffold_iterations,
             device=options.device,
             progress=None if progress is None else lambda i, n: progress('learning the scaffold', i, n),
@@ -123,84 +122,3 @@ def learn_scaffold(
     field.amplitudes = field.amplitudes * np.float32(scale)
     field.metadata = {'reference_scale': scale, 'seed': seed, 'iterations': options.scaffold_iterations}
     return field
-
-
-def optimise_geometry(
-    field: GaussianField,
-    image: np.ndarray,
-    lattice: Lattice,
-    *,
-    weights: np.ndarray,
-    n_iterations: int,
-    learn_amplitudes: bool = True,
-    rate: float = 1.0,
-    device: str = 'auto',
-    progress=None,
-) -> GaussianField:
-    """Adam on the geometry (and amplitudes) of a one-channel field against an image on a lattice.
-
-    Parameters
-    ----------
-    image, weights
-        (i, j, k); the weighted mean squared error is minimised. Intensities about 1.
-    rate
-        Factor on all learning rates.
-    """
-    spacing = float(lattice.voxel_sizes_mm.min())
-    linear = lattice.world_to_voxel[:3, :3]
-    linear_transposed = torch.from_numpy(np.ascontiguousarray(linear.T))
-    base = torch.from_numpy(lattice.to_index(field.means_mm))
-    offsets = torch.zeros(len(field), 3, requires_grad=True)  # world mm
-    log_scales = torch.from_numpy(field.log_scales.copy()).requires_grad_()
-    quaternions = torch.from_numpy(field.quaternions.copy()).requires_grad_()
-    amplitudes = torch.from_numpy(field.amplitudes.copy()).requires_grad_(learn_amplitudes)
-    log_weights = torch.from_numpy(field.log_weights)
-    groups = [
-        {'params': [offsets], 'lr': LEARNING_RATES['means'] * spacing * rate},
-        {'params': [log_scales], 'lr': LEARNING_RATES['log_scales'] * rate},
-        {'params': [quaternions], 'lr': LEARNING_RATES['quaternions'] * rate},
-    ]
-    if learn_amplitudes:
-        groups.append({'params': [amplitudes], 'lr': LEARNING_RATES['amplitudes'] * rate})
-    optimizer = torch.optim.Adam(groups, betas=(0.8, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, n_iterations), eta_min=0.0)
-    # Rendered images have their first axis fastest in memory: the same order here saves strided passes.
-    target, weights = (torch.from_numpy(np.asfortranarray(a)) for a in (image, weights))
-    total = float(weights.sum()) + 1e-12
-    backend = get_backend(device)
-    for iteration in range(n_iterations):
-        rendered = rasterize(
-            base + offsets.double() @ linear_transposed,
-            index_covariances(log_scales, quaternions, linear),
-            log_weights,
-            amplitudes,
-            lattice.shape,
-            composition=field.composition,
-            backend=backend,
-        )[0]
-        difference = (rendered - target) * weights
-        # The gradient of the mean over voxels would vanish in Adam's epsilon: use the sum per Gaussian.
-        loss = (difference * (rendered - target)).sum() * (len(field) / total)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            # A needle is seen by few voxels and tells nothing about other contrasts.
-            middle = log_scales.mean(1, keepdim=True)
-            half = 0.5 * np.log(MAX_ANISOTROPY)
-            log_scales.copy_(torch.clamp(log_scales, middle - half, middle + half))
-            log_scales.clamp_(np.log(0.3 * spacing), np.log(4.0 * spacing))
-        if progress is not None:
-            progress(iteration + 1, n_iterations)
-    quaternions = torch.nn.functional.normalize(quaternions.detach(), dim=1)
-    return GaussianField(
-        field.means_mm + offsets.detach().double().numpy(),
-        log_scales.detach().numpy(),
-        quaternions.numpy(),
-        field.log_weights,
-        amplitudes.detach().numpy(),
-        field.composition,
-        field.channels,
-        dict(field.metadata),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +9,6 @@ import numpy as np
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
-
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``; ``stage`` is a few words for a person."""
 
 
 @dataclass(frozen=True, eq=False)
