@@ -6,7 +6,7 @@ from that lattice to the coarse image (`bids_gsrecon.imaging.sampling`).
 ``linear``, ``cubic``
     Spline interpolation at the voxel centres that the header gives.
 ``cubic+``
-    The cubic image, corrected so that A x = y: the nearest image to it that explains the data.
+    The cubic image, corrected so that A x = y by an even spread over each coarse voxel of what is missing.
 ``tikhonov``
     min |A x - y|^2 + lambda |grad x|^2, by conjugate gradients.
 ``tv``
@@ -27,7 +27,8 @@ from numba import get_num_threads, njit, prange
 
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.metrics import resample_to
-from bids_gsrecon.imaging.sampling import VoxelSampling
+from bids_gsrecon.imaging.profile import SliceProfile
+from bids_gsrecon.imaging.sampling import VoxelSampling, make_sampling
 
 
 def spline(coarse: Volume, fine: Lattice, order: int) -> np.ndarray:
@@ -35,14 +36,28 @@ def spline(coarse: Volume, fine: Lattice, order: int) -> np.ndarray:
     return resample_to(coarse, fine, order=order)
 
 
-def consistent(x: np.ndarray, coarse: Volume, sampling: VoxelSampling, gram: np.ndarray) -> np.ndarray:
-    """The image nearest to ``x`` with A x = y: ``x + A^T (y - A x) / A A^T``; voxels must not overlap."""
-    return x + sampling.adjoint((coarse.data - sampling.forward(x)) / gram)
+class Consistency:
+    """Turns an image into one with A x = y: what is missing is spread evenly over each coarse voxel.
+
+    Exact where voxels do not overlap, and then the nearest such image if they are means over all their cells.
+    """
+
+    def __init__(self, coarse: Volume, fine: Lattice, sampling: VoxelSampling):
+        row_gram(sampling)  # refuses voxels that overlap
+        self.y, self.sampling = coarse.data, sampling
+        sizes = coarse.lattice.voxel_sizes_mm
+        whole = [SliceProfile('box', float(size), axis) for axis, size in enumerate(sizes)]
+        self.cells = make_sampling(fine, coarse.lattice, whole)
+        self.cell_gram = row_gram(self.cells)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        missing = self.y - self.sampling.forward(x)
+        return x + self.cells.adjoint(missing / self.cell_gram)
 
 
 def consistent_cubic(coarse: Volume, fine: Lattice, sampling: VoxelSampling) -> np.ndarray:
     """Cubic interpolation that explains the data exactly."""
-    return consistent(spline(coarse, fine, 3), coarse, sampling, row_gram(sampling))
+    return Consistency(coarse, fine, sampling)(spline(coarse, fine, 3))
 
 
 def tikhonov(
@@ -142,7 +157,7 @@ def nonlocal_upsampling(
     tolerance: float = 0.007,
     n_iter: int = 20,
 ) -> np.ndarray:
-    """Non-local means over (2 search + 1)^3 neighbours with 3^3 patches and `consistent`, in turns.
+    """Non-local means over (2 search + 1)^3 neighbours with 3^3 patches and `Consistency`, in turns.
 
     The published method goes on halving h until nothing changes; here it stops after ``levels``, as further
     ones lowered the quality on the development case.
@@ -159,16 +174,16 @@ def nonlocal_upsampling(
     n_iter
         Most turns per level.
     """
-    gram = row_gram(sampling)
+    consistent = Consistency(coarse, fine, sampling)
     positive = coarse.data[coarse.data > 0]
     deviation = float(positive.std()) if positive.size else float(coarse.data.std())
-    x = consistent(spline(coarse, fine, 3), coarse, sampling, gram)
+    x = consistent(spline(coarse, fine, 3))
     for level in range(levels):
         h = strength / 2**level
         for _ in range(n_iter):
             local = np.maximum(_local_deviation(x), 0.02 * deviation)
             new = nonlocal_means(x, 1.0 / (np.float32(h) * local) ** 2, search)
-            new = consistent(new, coarse, sampling, gram)
+            new = consistent(new)
             change = float(np.abs(new - x).mean(dtype=np.float64))
             x = new
             if change < tolerance * deviation:
