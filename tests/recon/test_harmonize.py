@@ -20,7 +20,7 @@ from bids_gsrecon.recon.harmonize import (
     learn_scaffold,
 )
 from bids_gsrecon.recon.harmonize.frame import make_frame
-from bids_gsrecon.recon.harmonize.laplacian import GuidedLaplacian
+from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 from bids_gsrecon.recon.harmonize.slabs import SlabMean
 
 FACTOR = 4
