@@ -105,7 +105,7 @@ class CudaPlan:
         self._like = tuple(
             torch.empty(0, dtype=t.dtype, device=t.device) for t in (means, covariances, log_weights)
         )
-        with _memory_in_words(f'{len(means)} Gaussians'):
+        with _memory_in_words(f'{len(means)} Gaussians in {self.shape} voxels'):
             self._geometry = tuple(kernels.moved(t) for t in (means, covariances, log_weights))
             self._doubles = sum((t.dtype == torch.float64) << k for k, t in enumerate(self._geometry))
             self._bin()

@@ -25,19 +25,19 @@ def why_not() -> str:
     return '' if int(version.split('.')[0]) >= 10 else 'g++ is older than C++20'
 
 
-def build(folder: Path) -> Path:
-    """Compile every .cu into one shared library."""
+def build(folder: Path, extra: tuple[str, ...] = ()) -> Path:
+    """Compile every .cu into one shared library, with ``extra`` options of g++."""
     objects = []
     fma = ['-mfma'] if platform.machine() == 'x86_64' and ' fma ' in Path('/proc/cpuinfo').read_text() else []
     for source in sorted(SOURCES.glob('*.cu')):
         objects.append(folder / f'{source.stem}.o')
         subprocess.run(
-            ['g++', '-std=c++20', '-O2', *fma, '-fPIC', '-Wall', '-Werror', '-Wno-unknown-pragmas',
+            ['g++', '-std=c++20', '-O2', *fma, '-fPIC', '-Wall', '-Werror', '-Wno-unknown-pragmas', *extra,
              '-DGSRECON_SHIM', f'-I{SHIM}', '-x', 'c++', '-c', source, '-o', objects[-1]],
             check=True,
         )  # fmt: skip
     library = folder / 'libshim.so'
-    subprocess.run(['g++', '-shared', *objects, '-o', library], check=True)
+    subprocess.run(['g++', '-shared', *extra, *objects, '-o', library], check=True)
     return library
 
 

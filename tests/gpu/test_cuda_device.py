@@ -57,7 +57,7 @@ def test_agrees_with_the_same_sources_on_the_cpu(backend, shim_backend, field, g
     device, host = (everything(b, field, grad_sums) for b in (backend, shim_backend))
     assert fields.relative_error(device[0], host[0].double()) < 2e-6
     for a, b in zip(device[1:], host[1:]):
-        assert fields.rms_error(a, b.double()) < 1e-4  # voxels at the cut may fall on either side
+        assert fields.rms_error(a, b.double()) < 1e-3  # a voxel at the cut may fall on either side
 
 
 def test_current_stream_is_used(backend, field, grad_sums):
@@ -88,7 +88,7 @@ def test_memory_is_torchs_and_given_back(backend, field, grad_sums):
 
 def test_too_large_a_volume_is_one_sentence(backend):
     field = fields.random_field(5, (9, 9, 9))
-    side = 7000  # 2.7 TB of sums
+    side = 4000  # half a terabyte of sums
     plan = backend.plan(*field[:3], (side, side, side))
     with pytest.raises(RuntimeError, match='too little free memory for sums'):
         plan.forward(field[3])

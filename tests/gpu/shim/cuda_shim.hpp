@@ -1,11 +1,12 @@
 // Runs the real kernels on the CPU: g++ -std=c++20 -DGSRECON_SHIM -x c++. One fiber per thread of a block, blocks
-// one after another. A fiber runs until it must wait for its warp or block, then the next one does; SHIM_REVERSED
-// runs them from the last to the first, so that a missing barrier gives another answer.
+// one after another. A warp runs as far as it can before the next one does; SHIM_REVERSED runs warps and lanes from
+// the last to the first. A missing barrier then gives a wrong answer, or one that depends on the order.
 #pragma once
 
 #include <algorithm>
 #include <math.h>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -41,15 +42,18 @@ inline ucontext_t scheduler;
 inline std::vector<Fiber> fibers(1024);
 inline Barrier warp_barriers[32], block_barrier;
 inline char exchange[1024][16];
+inline uint64_t progress;  // counts barriers reached and passed and threads ended
 
 inline void wait(Barrier& barrier, int n) {
     const unsigned me = thread.x;
     const int generation = barrier.generation;
+    ++progress;
     if (++barrier.waiting == n) {
         barrier.waiting = 0;
         ++barrier.generation;
     }
     while (barrier.generation == generation) swapcontext(&fibers[me].context, &scheduler);
+    ++progress;
     thread.x = me;
 }
 
@@ -82,17 +86,28 @@ void launch(unsigned blocks, unsigned threads, const Body& body) {
                 const unsigned me = thread.x;
                 (*current)();
                 fibers[me].done = true;
+                ++progress;
             };
             makecontext(&fiber.context, entry, 0);
         }
         for (bool running = true; running;) {
             running = false;
-            for (unsigned k = 0; k < threads; ++k) {
-                const unsigned t = reversed ? threads - 1 - k : k;
-                if (fibers[t].done) continue;
-                thread.x = t;
-                swapcontext(&scheduler, &fibers[t].context);
-                running = true;
+            const uint64_t before_all = progress;
+            for (unsigned w = 0; w < threads / 32; ++w) {
+                const unsigned warp = reversed ? threads / 32 - 1 - w : w;
+                for (uint64_t before = progress - 1; before != progress;) {
+                    before = progress;
+                    for (unsigned k = 0; k < 32; ++k) {
+                        thread.x = 32 * warp + (reversed ? 31 - k : k);
+                        if (fibers[thread.x].done) continue;
+                        swapcontext(&scheduler, &fibers[thread.x].context);
+                        running = true;
+                    }
+                }
+            }
+            if (running && progress == before_all) {
+                std::fprintf(stderr, "shim: the threads of a block wait for each other forever\n");
+                std::abort();
             }
         }
     }
