@@ -23,12 +23,14 @@ resident memory of the whole process while the method ran.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shlex
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import groupby
@@ -156,10 +158,14 @@ def score(image: np.ndarray, problem: Problem) -> dict:
 
 
 def measured(method: str, problem: Problem, **options) -> dict:
-    """Scores, seconds and peak memory of one method."""
+    """Scores, seconds and peak memory of one method, or that it failed."""
     watch = reset_peak()
     start = time.perf_counter()
-    image = solve(method, problem, **options)
+    try:
+        image = solve(method, problem, **options)
+    except Exception:
+        traceback.print_exc()
+        return {'failed': True}
     seconds = time.perf_counter() - start
     memory = {'memory_gb': read_peak()} if watch else {}
     return {**score(image, problem), 'seconds': seconds, **memory}
@@ -251,7 +257,8 @@ def warm_up(methods) -> None:
     coarse, profiles, truth = degrade(Volume.from_affine(data, np.eye(4)), 'cell-x2')
     problem = Problem('cell-x2', coarse, profiles, truth, np.ones(data.shape, bool))
     for method in methods:
-        solve(method, problem)
+        with contextlib.suppress(Exception):  # its own row will say so
+            solve(method, problem)
 
 
 HEADER = (
@@ -261,6 +268,8 @@ HEADER = (
 
 
 def format_row(row: dict) -> str:
+    if row.get('failed'):
+        return f'| {row["protocol"]} | {row["case"]} | {row["method"]} | failed |' + ' |' * 5
     memory = f'{row["memory_gb"]:.2f}' if 'memory_gb' in row else ''
     return (
         f'| {row["protocol"]} | {row["case"]} | {row["method"]} | {row["psnr_masked"]:.2f} '
@@ -271,6 +280,7 @@ def format_row(row: dict) -> str:
 
 def summary(rows, subject: str = 'gsrecon') -> list[str]:
     """Lines of a table: ``subject`` minus every other method, dB, masked / volume."""
+    rows = [row for row in rows if not row.get('failed')]
     others = [m for m in METHODS if m != subject and any(r['method'] == m for r in rows)]
     lines = []
     for key, group in groupby(rows, key=lambda r: (r['protocol'], r['case'])):
@@ -343,7 +353,7 @@ def main(argv=None) -> int:
     lines = [] if args.scan else summary(rows)
     if lines:
         print('\n' + '\n'.join(lines))
-    return 0
+    return int(any(row.get('failed') for row in rows))
 
 
 if __name__ == '__main__':

@@ -200,6 +200,19 @@ def test_table_and_summary(bench, tmp_path, capsys, monkeypatch):
     assert out.strip().splitlines()[-1].startswith('| slab-x3 | a_T2w | +')
 
 
+def test_a_failing_method_is_a_row_and_an_exit_code(bench, tmp_path, capsys, monkeypatch):
+    def answer(image, lattice, options):
+        raise RuntimeError('solver diverged')
+
+    fake_superres(monkeypatch, answer)
+    truth = head((30, 32, 30))[1]
+    path = save_volume(tmp_path / 'a_T2w.nii.gz', truth.data, truth.affine)
+    assert bench.main(['--case', str(path), '--protocols', 'cell-x2', '--methods', 'linear', 'gsrecon']) == 1
+    captured = capsys.readouterr()
+    assert '| cell-x2 | a_T2w | gsrecon | failed |' in captured.out
+    assert 'solver diverged' in captured.err
+
+
 def test_absent_cases_and_method_are_said(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'bids_gsrecon.recon.superres', None)
     truth = head((30, 32, 30))[1]
