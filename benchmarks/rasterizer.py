@@ -134,7 +134,7 @@ def print_row(name: str, n: int, side: int, bound, repeats: int, n_sample: int) 
     if name == 'cuda':
         plain = plain_cuda_seconds(field, min(n, 50 * n_sample))
     else:
-        plain = engine.plain_torch_seconds(field, numba.get_num_threads(), n_sample, 2)
+        plain = engine.plain_torch_seconds(field, numba.get_num_threads(), n_sample, max(3, min(repeats, 8)))
     speeds = [
         f'{1e3 * seconds[k]:.3g} | {pairs / seconds[k] / 1e9:.3g} | {100 * pairs / seconds[k] / bound[k]:.2g} %'
         for k in ('forward', 'backward')
@@ -173,7 +173,7 @@ def main() -> None:
     )
     bounds = {name: cuda_bound() if name == 'cuda' else cpu_bound() for name in names}
     repeats = {'cpu': 3, 'cuda': 20} if args.quick else {'cpu': 5, 'cuda': 100}
-    sample = args.sample or (500 if args.quick else 5_000)
+    sample = args.sample or (2_000 if args.quick else 5_000)
     for side in args.sides or (QUICK_SIDES if args.quick else SIDES):
         for n in args.gaussians or (QUICK_GAUSSIANS if args.quick else GAUSSIANS):
             for name in names:

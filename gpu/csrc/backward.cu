@@ -18,7 +18,8 @@ template <int CHANNELS, bool GEOMETRY>
 __global__ void __launch_bounds__(THREADS, CHANNELS == 4 && GEOMETRY ? 5 : 8)
 moments(const Record* __restrict__ records, const float* __restrict__ amplitudes, const float* __restrict__ grads,
         const int* __restrict__ owners, const int* __restrict__ pieces, int64_t n_tasks, int64_t limit,
-        int n_channels, int first_channel, const __grid_constant__ Lattice lattice, float level, float* __restrict__ out) {
+        int n_channels, int first_channel, const __grid_constant__ Lattice lattice, float level,
+        float* __restrict__ out) {
     const int64_t task = int64_t(blockIdx.x) * WARPS + threadIdx.x / WARP;
     if (task >= n_tasks) return;  // whole warps; nothing below waits for another warp
     const int64_t j = owners ? owners[task] : task;
@@ -78,7 +79,8 @@ moments(const Record* __restrict__ records, const float* __restrict__ amplitudes
             }
             if (GEOMETRY) {
                 if (CHANNELS == 4)
-                    for (int c = 4; c < n_channels; ++c) grad = fmaf(amplitude[c], voxel[(1 + c) * n_voxels], grad);
+                    for (int c = 4; c < n_channels; ++c)
+                        grad = fmaf(amplitude[c], voxel[(1 + c) * n_voxels], grad);
                 const float h = grad * e, h1 = h * v1, h2 = h * v2, h3 = h * v3;
                 m[0] = fmaf(grad, t, m[0]);
                 m[1] += h1;

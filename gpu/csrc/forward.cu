@@ -36,7 +36,9 @@ __device__ __forceinline__ int block_rank(bool keep, int* counts, int& total) {
 }
 
 // Smallest magnitude in an interval of that half width about `centre`.
-__device__ __forceinline__ float nearest_zero(float centre, float half) { return fmaxf(fabsf(centre) - half, 0.0f); }
+__device__ __forceinline__ float nearest_zero(float centre, float half) {
+    return fmaxf(fabsf(centre) - half, 0.0f);
+}
 
 // Bits of the sub-bricks (4 x 4 in y and z, 8 in x) that a box touches.
 __device__ __forceinline__ int sub_bricks_of(const int* box, const int* first) {
@@ -81,8 +83,8 @@ __device__ __forceinline__ int within_reach(const Record& r, const float* place,
 template <int CHANNELS>
 __global__ void __launch_bounds__(THREADS)
 forward(const Record* __restrict__ records, const int* __restrict__ starts, const float* __restrict__ amplitudes,
-        int n_channels, int first_channel, const __grid_constant__ Lattice lattice, int64_t first_brick, float level, float limit,
-        float* __restrict__ sums) {
+        int n_channels, int first_channel, const __grid_constant__ Lattice lattice, int64_t first_brick,
+        float level, float limit, float* __restrict__ sums) {
     __shared__ float4 centre_b[CAPACITY];   // centre, b
     __shared__ float4 shape[CAPACITY];      // c, a, s1, s2
     __shared__ float4 rest[CAPACITY];       // s3, gain, bits of the sub-bricks
@@ -214,7 +216,8 @@ extern "C" int64_t gsrecon_forward(const void* records, const void* starts, cons
     Lattice lattice;
     if (!make_lattice(nx, ny, nz, lattice) || n_channels < 0 || n_channels > 1 << 20) return GSRECON_OUT_OF_RANGE;
     const int64_t n_bricks = lattice.first_key[1];
-    const float level = float(std::exp2(-KAPPA2 * cutoff * cutoff)), limit = float(KAPPA2 * cutoff * cutoff) * 1.0001f;
+    const float level = float(std::exp2(-KAPPA2 * cutoff * cutoff));
+    const float limit = float(KAPPA2 * cutoff * cutoff) * 1.0001f;  // rounding must not cull
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     // More than four channels: the weights are evaluated again for every four.
     for (int64_t channel = 0; channel == 0 || channel < n_channels; channel += 4) {

@@ -12,7 +12,8 @@ constexpr int DIGITS = 256;
 constexpr int TILE = 2048;
 static_assert(THREADS == DIGITS, "one thread per digit");
 
-__global__ void prepare(Inputs in, int n, const __grid_constant__ Lattice lattice, double cutoff, int* keys, unsigned long long* stats) {
+__global__ void prepare(Inputs in, int n, const __grid_constant__ Lattice lattice, double cutoff, int* keys,
+                        unsigned long long* stats) {
     const int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
     unsigned long long bad = 0, volume = 0;
     if (i < n) {
@@ -98,7 +99,8 @@ __global__ void cell_starts(const int* sorted_keys, int n, int n_keys, int* star
     if (key == n_keys) stats[3] = low;
 }
 
-__global__ void pack(Inputs in, const int* order, int n_used, const __grid_constant__ Lattice lattice, double cutoff, Record* records) {
+__global__ void pack(Inputs in, const int* order, int n_used, const __grid_constant__ Lattice lattice, double cutoff,
+                     Record* records) {
     const int64_t j = int64_t(blockIdx.x) * THREADS + threadIdx.x;
     if (j >= n_used) return;
     const Gaussian g = load_gaussian(in, order[j]);
