@@ -121,6 +121,10 @@ class VoxelSampling:
         self.fine_shape = tuple(band.n_in for band in bands)
         self.coarse_shape = tuple(band.n_out for band in bands)
 
+    def reversed(self) -> VoxelSampling:
+        """The same operator for arrays whose axes are stored in the opposite order, (k, j, i)."""
+        return VoxelSampling(self.bands[::-1])
+
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Acquired image (m0, m1, m2) of a fine one."""
         # The axis that shrinks most first, where it saves most; later passes are smaller.

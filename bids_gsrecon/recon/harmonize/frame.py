@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.resample import resample
 from bids_gsrecon.recon.harmonize.slabs import SlabMean
 from bids_gsrecon.recon.harmonize.types import Target
 
@@ -137,28 +137,3 @@ def _crop_to_mask(lattice, mask, mask_lattice, bins):
     if (stop - start < 2).any():
         raise ValueError('the target and the mask of the reference do not overlap')
     return start, start + (stop - start) // bins * bins
-
-
-def resample(data: np.ndarray, matrix: np.ndarray, shape, order: int) -> np.ndarray:
-    """Sample ``data`` (i, j, k) at ``matrix @ index`` for every index of ``shape``; zero outside.
-
-    A pure shift by whole voxels is a copy: nothing is interpolated where nothing has to be.
-    """
-    shift = np.round(matrix[:3, 3]).astype(int)
-    corner = np.abs(matrix[:3, :3] - np.eye(3)) @ np.array(shape)
-    if corner.max() < 1e-3 and np.abs(matrix[:3, 3] - shift).max() < 1e-3:
-        out = np.zeros(shape, np.float32)
-        low = np.maximum(0, -shift)
-        high = np.minimum(shape, np.array(data.shape) - shift)
-        if (high > low).all():
-            inside = tuple(slice(a, b) for a, b in zip(low, high))
-            out[inside] = data[tuple(slice(a, b) for a, b in zip(low + shift, high + shift))]
-        return out
-    return ndimage.affine_transform(
-        np.asarray(data, np.float32),
-        matrix[:3, :3],
-        matrix[:3, 3],
-        tuple(shape),
-        order=order,
-        mode='constant',
-    )

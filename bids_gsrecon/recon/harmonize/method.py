@@ -12,10 +12,11 @@ from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.render import render
+from bids_gsrecon.imaging.resample import reached, resample
 from bids_gsrecon.recon.amplitudes import sampled_at
 from bids_gsrecon.recon.geometry import optimise_geometry, squared_error_gradient
 from bids_gsrecon.recon.harmonize.appearance import fit_field, voxel_prior
-from bids_gsrecon.recon.harmonize.frame import make_frame, resample
+from bids_gsrecon.recon.harmonize.frame import make_frame
 from bids_gsrecon.recon.harmonize.scaffold import (
     check_scaffold,
     checked_mask,
@@ -177,23 +178,12 @@ def _relaxed(scaffold, frame, prior, name) -> GaussianField:
 def _render_inside(layers, lattice, output_mask, frame, name) -> np.ndarray:
     """The field on the output grid, within a voxel of the mask and where the slices reach."""
     image = np.zeros(lattice.shape, np.float32)
-    covered = _reached(lattice, frame) & ndimage.binary_dilation(output_mask, iterations=OUTPUT_MARGIN)
+    covered = reached(lattice, frame.lattice) & ndimage.binary_dilation(output_mask, iterations=OUTPUT_MARGIN)
     if covered.any():
         box = crop_to(covered, 0)
         crop = lattice.cropped([s.start for s in box], [s.stop for s in box])
         image[box] = render(layers, crop, channel=name) * covered[box]
     return image
-
-
-def _reached(lattice: Lattice, frame) -> np.ndarray:
-    """Voxels whose centre lies inside the box of the fine grid."""
-    matrix = frame.lattice.world_to_voxel @ lattice.affine
-    grids = np.ogrid[tuple(slice(0, n) for n in lattice.shape)]
-    inside = np.ones(lattice.shape, bool)
-    for row, n in zip(matrix[:3], frame.lattice.shape):
-        index = sum(c * g for c, g in zip(row[:3], grids)) + row[3]
-        inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
-    return inside
 
 
 def _uncertainty_on(lattice, frame, prior, residual, output_mask, scale) -> np.ndarray:
