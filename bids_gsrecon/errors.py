@@ -6,3 +6,9 @@ class InputError(ValueError):
 
     The command line prints the message alone (no traceback unless ``--verbose`` asks for it).
     """
+
+
+def sentence(path, error: Exception) -> InputError:
+    """``error`` of a pure function ("it does not ...") as the one sentence about the file it was given."""
+    text = str(error).rstrip('.')
+    return InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.')

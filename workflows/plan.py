@@ -17,6 +17,7 @@ from bids_gsrecon.interfaces.bids import BidsName
 from bids_gsrecon.interfaces.headers import (
     Header,
     b0_volumes,
+    check_stack,
     read_header,
     read_metadata,
     slice_axis,
@@ -311,8 +312,7 @@ def _plan_target(config: Config, plan: ParticipantPlan, scan: _Scan) -> TargetPl
         A series where one volume is needed, a single slice, no b=0.
     """
     header, name = scan.header, scan.name
-    if min(header.shape) < 2:
-        raise InputError(f'{scan.path} is a single slice {header.shape}: give the whole stack.')
+    check_stack(scan.path, header.shape)
     n_volumes = header.shape[3] if len(header.shape) > 3 else 1
     average, volumes = False, []
     if name.datatype == 'dwi':
@@ -326,7 +326,7 @@ def _plan_target(config: Config, plan: ParticipantPlan, scan: _Scan) -> TargetPl
         average = True
     metadata = read_metadata(scan.path, config.bids_dir)
     axis, axis_remark = slice_axis(header, metadata)
-    thickness, thickness_remark = slice_thickness_mm(header, axis, metadata)
+    thickness, thickness_remark = slice_thickness_mm(float(header.voxel_sizes_mm[axis]), metadata)
     plan.messages += [f'{scan.path.name}: {text}' for text in (axis_remark, thickness_remark) if text]
     profile = config.method.slice_profile
     return TargetPlan(

@@ -18,6 +18,7 @@ from bids_gsrecon.errors import InputError
 
 SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
+    'superres': 'bids_gsrecon.cli.direct_superres',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',

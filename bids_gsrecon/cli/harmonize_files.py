@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +13,14 @@ import numpy as np
 from bids_gsrecon.cli.arguments import image_stem, output_folder, refuse_overwrite
 from bids_gsrecon.cli.grids import load_lattice
 from bids_gsrecon.cli.resources import available_memory_gb
+from bids_gsrecon.cli.slices import thickness_of
+from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
 from bids_gsrecon.imaging.support import find_support
+from bids_gsrecon.interfaces.headers import check_stack
 from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
 from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Target
 
@@ -97,9 +98,7 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
     outdir = Path(args.output)
     reference_stem = image_stem(args.reference)
     affine = result.lattice.affine
-    staging = None
-    try:
-        staging = Path(tempfile.mkdtemp(prefix='.tmp-', dir=outdir))
+    with staged(outdir) as staging:
         images = []
         for path, contrast in zip(args.targets, result.contrasts):
             stem, target = image_stem(path), next(t for t in inputs.targets if t.name == contrast.name)
@@ -116,48 +115,22 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
             _save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
         save_volume(staging / f'{reference_stem}_mask.nii.gz', result.mask, affine, dtype=np.uint8)
         _save_field(staging / f'{reference_stem}_scaffold.h5', [result.scaffold], result)
-        for item in sorted(staging.iterdir()):
-            os.replace(item, outdir / item.name)
-    except OSError as error:
-        raise InputError(
-            f'{outdir} cannot be written ({error.strerror}): free space or choose another.'
-        ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return [outdir / name for name in images]
 
 
 def _load_target(path, args) -> tuple[Volume, SliceProfile]:
     volume = load_volume(path)
+    check_stack(path, volume.data.shape)
     shape, sizes = np.array(volume.data.shape), volume.lattice.voxel_sizes_mm
     axis = args.slice_axis
     if axis is None:
         # Of equally coarse axes, the one with the fewest voxels is that of the slices.
         coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
         axis = int(coarse[np.argmin(shape[coarse])])
-    if shape.min() < 2:
-        raise InputError(f'{path} is a single slice {tuple(shape.tolist())}: give the whole stack.')
-    spacing = float(sizes[axis])
-    thickness = args.thickness or _sidecar_thickness(path, spacing) or spacing
+    thickness, remark = (args.thickness, '') if args.thickness else thickness_of(path, float(sizes[axis]))
+    if remark:
+        print(f'gsrecon harmonize: note: {path}: {remark}.', file=sys.stderr)
     return volume, SliceProfile(args.profile, thickness, axis)
-
-
-def _sidecar_thickness(path, spacing_mm: float) -> float | None:
-    """``SliceThickness`` of the .json beside an image, where there is one and it is credible."""
-    sidecar = Path(path).with_name(image_stem(path) + '.json')
-    try:
-        value = float(json.loads(sidecar.read_text())['SliceThickness'])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if 0.2 * spacing_mm <= value <= 3 * spacing_mm:
-        return value
-    print(
-        f'gsrecon harmonize: warning: SliceThickness {value:g} of {sidecar} does not fit slices every '
-        f'{spacing_mm:g} mm: using {spacing_mm:g} mm.',
-        file=sys.stderr,
-    )
-    return None
 
 
 def _pose(path, volume: Volume, reference: Volume, mask: np.ndarray, args) -> np.ndarray:

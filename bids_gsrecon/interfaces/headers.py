@@ -130,23 +130,35 @@ def slice_axis(header: Header, metadata: dict) -> tuple[int, str]:
     return named, ''
 
 
-def slice_thickness_mm(header: Header, axis: int, metadata: dict) -> tuple[float, str]:
-    """Thickness of the slices, and a remark where the sidecar is not believed.
+def slice_thickness_mm(spacing_mm: float, metadata: dict) -> tuple[float, str]:
+    """Thickness of slices that lie ``spacing_mm`` apart, and a remark where it is not just that.
 
     ``SliceThickness`` counts when it lies within half and twice the spacing of the header (gap, overlap);
     otherwise slices are taken to touch.
     """
-    spacing = float(header.voxel_sizes_mm[axis])
-    remark = ''
     between = _positive_number(metadata.get('SpacingBetweenSlices'))
-    if between is not None and abs(between - spacing) > 0.05 * spacing:
-        remark = f'SpacingBetweenSlices is {between:g} mm, but the header has {spacing:g} mm (used)'
+    remark = ''
+    if between is not None and abs(between - spacing_mm) > 0.05 * spacing_mm:
+        remark = f'SpacingBetweenSlices is {between:g} mm, but the header has {spacing_mm:g} mm (used)'
     thickness = _positive_number(metadata.get('SliceThickness'))
     if thickness is None:
-        return spacing, remark
-    if not 0.5 * spacing <= thickness <= 2.0 * spacing:
-        return spacing, f'SliceThickness {thickness:g} mm does not fit slices every {spacing:g} mm (used)'
+        return spacing_mm, remark
+    if not 0.5 * spacing_mm <= thickness <= 2.0 * spacing_mm:
+        return (
+            spacing_mm,
+            f'SliceThickness {thickness:g} mm does not fit slices every {spacing_mm:g} mm (used)',
+        )
+    if not remark and abs(thickness - spacing_mm) > 0.02 * spacing_mm:
+        what = 'with gaps' if thickness < spacing_mm else 'that overlap'
+        remark = f'slices of {thickness:g} mm every {spacing_mm:g} mm, {what} (SliceThickness is used)'
     return thickness, remark
+
+
+def check_stack(path, shape) -> None:
+    """Raise `InputError` where an image has one voxel only along an axis: there is nothing between slices."""
+    if min(shape[:3]) < 2:
+        size = ' x '.join(str(int(n)) for n in shape[:3])
+        raise InputError(f'{path} is a single slice ({size} voxels): give the whole stack.')
 
 
 def b0_volumes(path, n_volumes: int) -> list[int]:

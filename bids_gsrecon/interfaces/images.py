@@ -14,14 +14,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import InputError, sentence
 from bids_gsrecon.imaging.lattice import Volume
-
-
-def sentence(path, error: Exception) -> InputError:
-    """``error`` of a pure function ("it does not ...") as the one sentence about the file it was given."""
-    text = str(error).rstrip('.')
-    return InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.')
 
 
 class _PrepareTargetInputSpec(BaseInterfaceInputSpec):

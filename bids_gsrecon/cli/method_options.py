@@ -1,0 +1,101 @@
+"""Options of the methods: named once, for the BIDS-App and for the file-level program."""
+
+from __future__ import annotations
+
+import argparse
+
+from bids_gsrecon.cli.arguments import positive_float, positive_int
+
+# The choices are repeated here because a command line must not load the numerics; a test compares them.
+SUPERRES_MODELS = ('auto', 'physics')
+VOXEL_PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
+SLICE_PROFILE_HELP = (
+    'how a slice weighs its tissue: box, gaussian, for superres also cell (the voxel) or point (its centre) '
+    '(default: auto, box)'
+)
+# Fields of HarmonizeOptions and SuperresOptions that can be switched on and off.
+HARMONIZE_SWITCHES = {
+    'relax_geometry': 'let each contrast move the scaffold (default: no)',
+    'uncertainty': 'write a map of the expected error (default: yes)',
+}
+SUPERRES_SWITCHES = {
+    'scale_learning': 'learn finer detail from what the image adds to its own coarser copy (default: yes)',
+    'self_similarity': 'let places that look alike help each other (default: yes)',
+}
+SHARED_SWITCHES = {
+    'in_plane_learning': 'learn missing detail of thick slices from their own planes (default: yes)',
+    'detail_gaussians': 'additional Gaussians where the others cannot show it (default: yes)',
+}
+HARMONIZE_FIELDS = (
+    'gaussians_per_voxel',
+    'scaffold_iterations',
+    'guidance_strength',
+    'guidance_bandwidth',
+    *SHARED_SWITCHES,
+    *HARMONIZE_SWITCHES,
+)
+SUPERRES_FIELDS = {
+    'superres_model': 'model',
+    'superres_iterations': 'iterations',
+    **{name: name for name in (*SHARED_SWITCHES, *SUPERRES_SWITCHES)},
+}
+HARMONIZE_SLOPPY = {'gaussians_per_voxel': 0.15, 'scaffold_iterations': 6, 'in_plane_learning': False}
+SUPERRES_SLOPPY = {'iterations': 6, **dict.fromkeys((*SHARED_SWITCHES, *SUPERRES_SWITCHES), False)}
+
+
+def add_switches(group, switches: dict[str, str]) -> None:
+    """``--name`` and ``--no-name`` for every switch; None unless given."""
+    for name, text in switches.items():
+        group.add_argument(
+            f'--{name.replace("_", "-")}', action=argparse.BooleanOptionalAction, default=None, help=text
+        )
+
+
+def add_superres_model(group, prefix: str = '') -> None:
+    """Model and number of steps of superres; ``prefix`` where other methods have such options too."""
+    group.add_argument(
+        f'--{prefix}model',
+        choices=SUPERRES_MODELS,
+        help='physics: the published model alone; auto (default): with what the image teaches about itself',
+    )
+    group.add_argument(
+        f'--{prefix}iterations', type=positive_int, metavar='N', help='steps on the geometry of the Gaussians'
+    )
+
+
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """The groups of the BIDS-App."""
+    shared = parser.add_argument_group('Options of several methods')
+    shared.add_argument('--slice-profile', choices=VOXEL_PROFILES, help=SLICE_PROFILE_HELP)
+    add_switches(shared, SHARED_SWITCHES)
+    harmonize = parser.add_argument_group('Options of --recon harmonize')
+    harmonize.add_argument(
+        '--gaussians-per-voxel', type=positive_float, metavar='X', help='density of the scaffold'
+    )
+    harmonize.add_argument(
+        '--scaffold-iterations', type=positive_int, metavar='N', help='steps of scaffold learning'
+    )
+    harmonize.add_argument(
+        '--guidance-strength', type=positive_float, metavar='X', help='weight of the reference'
+    )
+    harmonize.add_argument(
+        '--guidance-bandwidth', type=positive_float, metavar='X', help='contrast the guidance ignores'
+    )
+    add_switches(harmonize, HARMONIZE_SWITCHES)
+    superres = parser.add_argument_group('Options of --recon superres')
+    add_superres_model(superres, 'superres-')
+    add_switches(superres, SUPERRES_SWITCHES)
+
+
+def harmonize_fields(given) -> dict:
+    """Fields of HarmonizeOptions that the command line of the BIDS-App sets."""
+    return {name: getattr(given, name) for name in HARMONIZE_FIELDS if getattr(given, name) is not None}
+
+
+def superres_fields(given) -> dict:
+    """Fields of SuperresOptions that the command line of the BIDS-App sets."""
+    return {
+        field: getattr(given, name)
+        for name, field in SUPERRES_FIELDS.items()
+        if getattr(given, name) is not None
+    }
