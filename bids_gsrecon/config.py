@@ -69,11 +69,12 @@ class Method:
     recon: str = 'auto'
     reference: str = 'T1w'
     reference_chosen: bool = False  # the user named it: a thick reference is then accepted
-    output_resolution_mm: float = 0.0  # 0: the reference's own grid
+    output_resolution_mm: float = 0.0  # 0: the reference's own grid, or the image's finest voxel size
     device: str = 'auto'
     brain_template: str = 'auto'
     slice_profile: str = 'auto'
     harmonize: dict[str, Any] = field(default_factory=dict)  # fields of HarmonizeOptions that were set
+    superres: dict[str, Any] = field(default_factory=dict)  # fields of SuperresOptions that were set
 
 
 @dataclass

@@ -14,7 +14,7 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 
 if TYPE_CHECKING:
-    from bids_gsrecon.workflows.plan import ParticipantPlan
+    from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
 
 @dataclass

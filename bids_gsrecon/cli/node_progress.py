@@ -9,10 +9,12 @@ import sys
 WEIGHTS = {
     'LearnScaffold': 60,
     'HarmonizeContrast': 60,
+    'SuperResolve': 60,
     'FindBrainMask': 15,
     'RegisterRigid': 15,
     'CorrectBias': 5,
     'HarmonizeReportlets': 5,
+    'SuperresReportlets': 5,
     'ReferenceReportlets': 3,
 }
 

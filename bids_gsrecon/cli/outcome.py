@@ -14,7 +14,7 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.bids import write_text
 
 if TYPE_CHECKING:
-    from bids_gsrecon.workflows.plan import ParticipantPlan
+    from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
 OK, FAILED, SKIPPED = 'ok', 'failed', 'nothing to do'
 INPUT_ERROR = re.compile(r'bids_gsrecon\.errors\.InputError: (.+)')
@@ -94,12 +94,10 @@ def collect_outcomes(config: Config, plans: list[ParticipantPlan], *, ran: bool)
 
 def missing_results(config: Config, plan: ParticipantPlan) -> list[str]:
     """Images that the plan promised and that are not there, relative to the output folder."""
-    from bids_gsrecon.workflows.outputs import contrast_name, output_names
+    from bids_gsrecon.workflows.registry import session_results
 
-    paths = []
-    for session in plan.sessions:
-        names = output_names(config, session)
-        paths += [contrast_name(names, target, 'sr').path('.nii.gz') for target in session.targets]
+    results = session_results(plan.recon) if plan.sessions else None
+    paths = [path for session in plan.sessions for path in results(config, session)]
     return [path.as_posix() for path in paths if not (config.output_dir / path).is_file()]
 
 

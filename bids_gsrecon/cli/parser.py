@@ -12,6 +12,14 @@ from pathlib import Path
 
 from bids_gsrecon import __version__
 from bids_gsrecon.cli import checks
+from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.method_options import (
+    HARMONIZE_SLOPPY,
+    SUPERRES_SLOPPY,
+    add_methods,
+    harmonize_fields,
+    superres_fields,
+)
 from bids_gsrecon.cli.resources import available_cpus, available_memory_gb, parse_memory_gb
 from bids_gsrecon.config import Config, Execution, Method, Resources, read_sections
 from bids_gsrecon.errors import InputError
@@ -19,8 +27,8 @@ from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
-exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w; the group level gathers the figures
-of merit of all participants in one table."""
+exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), or every image by itself
+to isotropic voxels (superres); the group level gathers the figures of merit of all participants in one table."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,20 +54,6 @@ def _label(prefix: str):
     return lambda text: text.removeprefix(prefix)
 
 
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'must be at least 1, not {value}')
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float('inf'):
-        raise argparse.ArgumentTypeError(f'must be positive, not {text}')
-    return value
-
-
 def _memory(text: str) -> float:
     try:
         return parse_memory_gb(text)
@@ -83,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_performance(parser.add_argument_group('Options to handle performance'))
     _add_behaviour(parser.add_argument_group('Options to modify what is run'))
     _add_method(parser.add_argument_group('Options of the reconstruction'))
-    _add_harmonize(parser.add_argument_group('Options of --recon harmonize'))
+    add_methods(parser)
     return parser
 
 
@@ -123,11 +117,11 @@ def _add_performance(group):
         '--nprocs',
         '--nthreads',
         '--n-cpus',
-        type=_positive_int,
+        type=positive_int,
         metavar='N',
         help='processors over all nodes',
     )
-    group.add_argument('--omp-nthreads', type=_positive_int, metavar='N', help='threads of one node')
+    group.add_argument('--omp-nthreads', type=positive_int, metavar='N', help='threads of one node')
     group.add_argument(
         '--mem',
         '--mem-mb',
@@ -194,46 +188,16 @@ def _add_method(group):
         help='only the native space of the reference: T1w (default)',
     )
     group.add_argument(
-        '--output-resolution', type=_positive_float, metavar='MM', help='isotropic voxel size of the output'
+        '--output-resolution',
+        type=positive_float,
+        metavar='MM',
+        help='isotropic voxel size of the output (default: the grid of the reference; superres: the finest voxel size of the image)',
     )
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], help='where to compute (default: auto)')
     group.add_argument(
         '--brain-template',
         metavar='NAME',
         help='template for brain masks: auto, or a T1w NIfTI file with a mask',
-    )
-
-
-def _add_harmonize(group):
-    optional = argparse.BooleanOptionalAction
-    group.add_argument(
-        '--slice-profile',
-        choices=['auto', 'box', 'gaussian'],
-        help='how a slice weighs its tissue (default: auto, box)',
-    )
-    group.add_argument(
-        '--gaussians-per-voxel', type=_positive_float, metavar='X', help='density of the scaffold'
-    )
-    group.add_argument(
-        '--scaffold-iterations', type=_positive_int, metavar='N', help='steps of scaffold learning'
-    )
-    group.add_argument(
-        '--guidance-strength', type=_positive_float, metavar='X', help='weight of the reference'
-    )
-    group.add_argument(
-        '--guidance-bandwidth', type=_positive_float, metavar='X', help='contrast the guidance ignores'
-    )
-    group.add_argument(
-        '--in-plane-learning', action=optional, help='learn missing detail in plane (default: yes)'
-    )
-    group.add_argument(
-        '--detail-gaussians', action=optional, help='contrast-only Gaussians, for lesions (default: yes)'
-    )
-    group.add_argument(
-        '--relax-geometry', action=optional, help='let each contrast move the scaffold (default: no)'
-    )
-    group.add_argument(
-        '--uncertainty', action=optional, help='write a map of the expected error (default: yes)'
     )
 
 
@@ -266,17 +230,6 @@ _METHOD = {
     'brain_template': 'brain_template',
     'slice_profile': 'slice_profile',
 }
-_HARMONIZE = [
-    'gaussians_per_voxel',
-    'scaffold_iterations',
-    'guidance_strength',
-    'guidance_bandwidth',
-    'in_plane_learning',
-    'detail_gaussians',
-    'relax_geometry',
-    'uncertainty',
-]
-_SLOPPY = {'gaussians_per_voxel': 0.15, 'scaffold_iterations': 6, 'in_plane_learning': False}
 
 
 def parse_args(arguments=None) -> Config:
@@ -317,9 +270,9 @@ def _config_from(given) -> Config:
         if getattr(given, argument) is not None:
             setattr(method, name, getattr(given, argument))
     method.reference_chosen = method.reference_chosen or given.reference is not None
-    sloppy = _SLOPPY if execution.sloppy else {}
-    chosen = {name: getattr(given, name) for name in _HARMONIZE if getattr(given, name) is not None}
-    method.harmonize = {**sloppy, **method.harmonize, **chosen}
+    sloppy = (HARMONIZE_SLOPPY, SUPERRES_SLOPPY) if execution.sloppy else ({}, {})
+    method.harmonize = {**sloppy[0], **method.harmonize, **harmonize_fields(given)}
+    method.superres = {**sloppy[1], **method.superres, **superres_fields(given)}
     # The two folders and the level are always those of this command line; absolute, as children change folder.
     execution.bids_dir = str(given.bids_dir.absolute())
     execution.output_dir = str(given.output_dir.absolute())

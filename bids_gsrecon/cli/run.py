@@ -138,9 +138,9 @@ def _conclude(
 def _announce(config: Config, plans) -> None:
     """What will be done and why, participant by participant."""
     for plan in plans:
-        n_contrasts = sum(len(session.targets) for session in plan.sessions)
+        n_images = sum(len(session.targets) for session in plan.sessions)
         if plan.sessions:
-            say(f'sub-{plan.participant}: --recon {plan.recon} ({plan.reason}): {n_contrasts} contrast(s)')
+            say(f'sub-{plan.participant}: --recon {plan.recon} ({plan.reason}): {n_images} image(s)')
         elif plan.nothing_to_do:
             say(f'sub-{plan.participant}: nothing to do')
         for message in plan.messages:

@@ -16,8 +16,6 @@ from nipype.interfaces.base import (
     traits,
 )
 
-CONTRAST_PARTS = ('before', 'interpolated', 'after', 'registration', 'uncertainty', 'residual', 'merit')
-
 
 class _HarmonizeReportletsInputSpec(BaseInterfaceInputSpec):
     reference = File(exists=True, mandatory=True, desc='isotropic reference')
@@ -81,13 +79,11 @@ class HarmonizeReportlets(SimpleInterface):
         inside = figures.sample_mask(mask, result.lattice)
         view = figures.make_view(result.lattice, inside)
         window = figures.intensity_window(result, inside)
-        pictures = {
-            'before': figures.gray_montage(target, view, window=window, order=0),
-            'interpolated': figures.gray_montage(target, view, window=window, order=1),
-            'after': figures.gray_montage(result, view, window=window, order=0),
-            'registration': figures.registration_montage(target, reference, view, window=window, mask=mask),
-        }
-        merit = self._merit(target, result)
+        pictures = _flips(target, result, view, window)
+        pictures['registration'] = figures.registration_montage(
+            target, reference, view, window=window, mask=mask
+        )
+        merit = _merit(inputs, target, result)
         sigma = inputs.noise_sigma if isdefined(inputs.noise_sigma) else _noise_sigma(merit['figures'])
         if isdefined(inputs.uncertainty):
             pictures['uncertainty'] = figures.uncertainty_montage(_load(inputs.uncertainty), view, mask)
@@ -97,20 +93,6 @@ class HarmonizeReportlets(SimpleInterface):
         contents = {**pictures, 'merit': _json_bytes(merit)}
         _write_parts(self, contents, Path(runtime.cwd))
         return runtime
-
-    def _merit(self, target, result) -> dict:
-        figures = self.inputs.figures if isdefined(self.inputs.figures) else {}
-        if not isinstance(figures, dict):
-            content = json.loads(Path(figures).read_text())
-            figures = content.get('FiguresOfMerit', content)
-        return {
-            'figures': figures,
-            'input_shape': list(target.data.shape),
-            'input_voxel_mm': [round(float(v), 4) for v in target.lattice.voxel_sizes_mm],
-            'output_shape': list(result.data.shape),
-            'output_voxel_mm': [round(float(v), 4) for v in result.lattice.voxel_sizes_mm],
-            'parameters': dict(self.inputs.parameters) if isdefined(self.inputs.parameters) else {},
-        }
 
 
 class _ReferenceReportletsInputSpec(BaseInterfaceInputSpec):
@@ -149,6 +131,97 @@ class ReferenceReportlets(SimpleInterface):
             contents['summary'] = _json_bytes(dict(self.inputs.summary))
         _write_parts(self, contents, Path(runtime.cwd))
         return runtime
+
+
+class _SuperresReportletsInputSpec(BaseInterfaceInputSpec):
+    target = File(exists=True, mandatory=True, desc='image as acquired')
+    result = File(exists=True, mandatory=True, desc='image on the output grid')
+    mask = File(exists=True, mandatory=True, desc='where it was reconstructed')
+    amplitude = File(exists=True, mandatory=True, desc='amplitude map')
+    relaxation_proxy = File(exists=True, mandatory=True, desc='relaxation proxy')
+    residual = File(exists=True, mandatory=True, desc='residual on the grid of the target')
+    figures = traits.Either(
+        File(exists=True), traits.Dict(), desc='figures of merit: a JSON file or a dictionary'
+    )
+    parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
+    summary = traits.Dict(desc='what was done in this session; shown at the top of the report')
+
+
+class _SuperresReportletsOutputSpec(TraitedSpec):
+    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
+    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
+    before = File(exists=True, desc='the image as acquired')
+    interpolated = File(exists=True, desc='the same after linear interpolation')
+    after = File(exists=True, desc='the result')
+    residual = File(exists=True, desc='residual in units of its own spread')
+    support = File(exists=True, desc='the image with the contour of the mask')
+    amplitude = File(exists=True, desc='amplitude map')
+    relaxationproxy = File(exists=True, desc='relaxation proxy')
+    merit = File(exists=True, desc='JSON: figures of merit and parameters')
+    summary = File(desc='JSON')
+
+
+class SuperresReportlets(SimpleInterface):
+    """Pictures of one image on a finer grid: before, after, residual, mask, maps, and a JSON file."""
+
+    input_spec = _SuperresReportletsInputSpec
+    output_spec = _SuperresReportletsOutputSpec
+
+    def _run_interface(self, runtime):
+        from bids_gsrecon.reports import figures
+
+        inputs = self.inputs
+        target, result, mask = (_load(p) for p in (inputs.target, inputs.result, inputs.mask))
+        inside = mask.data > 0.5
+        view = figures.make_view(result.lattice, inside)
+        window = figures.intensity_window(result, inside)
+        merit = _merit(inputs, target, result)
+        proxy = _load(inputs.relaxation_proxy)
+        highest = max(float(np.percentile(proxy.data[inside], 99)) if inside.any() else 1.0, 1e-9)
+        contents = {
+            **_flips(target, result, view, window),
+            'residual': figures.residual_montage(
+                _inside(_load(inputs.residual), target.lattice, mask),
+                noise_sigma=_noise_sigma(merit['figures']),
+            ),
+            'support': figures.gray_montage(target, view, window=window, order=1, mask=mask),
+            'amplitude': figures.gray_montage(_load(inputs.amplitude), view, window=window),
+            'relaxationproxy': figures.map_montage(
+                proxy, view, limits=(0.0, highest), label='no unit', mask=mask
+            ),
+            'merit': _json_bytes(merit),
+        }
+        if isdefined(inputs.summary):
+            contents['summary'] = _json_bytes(dict(inputs.summary))
+        _write_parts(self, contents, Path(runtime.cwd))
+        return runtime
+
+
+def _flips(target, result, view, window) -> dict[str, bytes]:
+    """The pictures that agree pixel by pixel."""
+    from bids_gsrecon.reports import figures
+
+    return {
+        'before': figures.gray_montage(target, view, window=window, order=0),
+        'interpolated': figures.gray_montage(target, view, window=window, order=1),
+        'after': figures.gray_montage(result, view, window=window, order=0),
+    }
+
+
+def _merit(inputs, target, result) -> dict:
+    """Content of the merit file: figures, grids, parameters."""
+    figures = inputs.figures if isdefined(inputs.figures) else {}
+    if not isinstance(figures, dict):
+        content = json.loads(Path(figures).read_text())
+        figures = content.get('FiguresOfMerit', content)
+    return {
+        'figures': figures,
+        'input_shape': list(target.data.shape),
+        'input_voxel_mm': [round(float(v), 4) for v in target.lattice.voxel_sizes_mm],
+        'output_shape': list(result.data.shape),
+        'output_voxel_mm': [round(float(v), 4) for v in result.lattice.voxel_sizes_mm],
+        'parameters': dict(inputs.parameters) if isdefined(inputs.parameters) else {},
+    }
 
 
 def _load(path):

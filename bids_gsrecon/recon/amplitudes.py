@@ -19,7 +19,7 @@ from bids_gsrecon.gpu import FrozenWeights
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
-DETAIL_ROUNDS = 3
+DETAIL_ROUNDS = 6
 DETAIL_SIGMA = 0.55  # voxels
 DETAIL_PER_VOXEL = 0.15  # at most, each round
 FIELD_TO_GOAL_DB = 48.0  # the field re-encodes the goal: beyond this nothing is gained (< .03 dB)

@@ -1,7 +1,7 @@
 """Learning across scales: what voxels add to their own mean, finer voxels add to them, in kind.
 
 The image is made coarser by the very factor that is asked for, through its own voxel profile; the published
-model brings it back; a small network learns what that misses, where the truth is known, and is applied one
+model (and self-similarity) brings it back; a small network learns what that misses, where the truth is known, and is applied one
 scale up. The idea is that of zero-shot super-resolution (Shocher et al., CVPR 2018), here on top of Gaussians.
 """
 
@@ -24,6 +24,7 @@ from bids_gsrecon.recon.superres.patches import (
     train_detail,
 )
 from bids_gsrecon.recon.superres.physics import fit_physics
+from bids_gsrecon.recon.superres.similarity import self_similar
 
 # Of the gain on held-out patches. Finer detail is fainter than the coarser, far fainter where an image is
 # band-limited, which its own voxels cannot tell: half of it keeps most of what is won elsewhere.
@@ -57,6 +58,7 @@ def add_learned_detail(
     profiles,
     factors: tuple[int, int, int],
     *,
+    similar: bool,
     n_iterations: int,
     seed: int,
     device: str,
@@ -74,6 +76,8 @@ def add_learned_detail(
         Voxel profiles along the stored axes (i, j, k) of ``lattice``.
     factors
         Cells per voxel along (i, j, k).
+    similar
+        Whether ``base`` went through `self_similar`.
 
     Returns
     -------
@@ -89,7 +93,15 @@ def add_learned_detail(
     n_offsets, offset = 1, np.zeros(3, int)
     while len(features) < n_offsets:
         problem = _coarser_problem(
-            image, lattice, region, profiles, factors, offset, n_iterations=n_iterations, device=device
+            image,
+            lattice,
+            region,
+            profiles,
+            factors,
+            offset,
+            similar=similar,
+            n_iterations=n_iterations,
+            device=device,
         )
         if problem is None:
             break
@@ -125,7 +137,7 @@ def add_learned_detail(
     return {'detail_gain': network.gain, 'n_patches': float(len(features))}
 
 
-def _coarser_problem(image, lattice, region, profiles, factors, offset, *, n_iterations, device):
+def _coarser_problem(image, lattice, region, profiles, factors, offset, *, similar, n_iterations, device):
     """The image made coarser and brought back: (coarse, estimate, centres, truth), arrays (k, j, i)."""
     factors = np.asarray(factors)
     n = (np.array(lattice.shape) - offset) // factors * factors
@@ -151,4 +163,6 @@ def _coarser_problem(image, lattice, region, profiles, factors, offset, *, n_ite
         device=device,
     )
     estimate = np.ascontiguousarray(render([field], lattice, backend=device).transpose(2, 1, 0))
+    if similar:
+        estimate = self_similar(estimate, sampling, coarse, coarse_region)
     return coarse, estimate, np.argwhere(coarse_region), truth

@@ -27,7 +27,7 @@ from bids_gsrecon.recon.superres.grids import (
     is_through_plane,
 )
 from bids_gsrecon.recon.superres.physics import fit_physics, relaxation_of
-from bids_gsrecon.recon.superres.similarity import self_similar
+from bids_gsrecon.recon.superres.similarity import consistent, self_similar
 from bids_gsrecon.recon.superres.through_plane import AcrossSlices, intermediate_lattice, slices_to_planes
 from bids_gsrecon.recon.superres.types import SuperresOptions, SuperresResult
 
@@ -200,15 +200,16 @@ def _learned(data, source, region, profiles, factors, fine, sampling, options, s
     operator = make_sampling(fine, lattice, current_profiles).reversed()
     field = _physics(current, lattice, current_region, fine, operator, options, report)
     goal = np.ascontiguousarray(render([field], fine, backend=options.device).transpose(2, 1, 0))
+    if options.self_similarity:
+        goal = self_similar(goal, sampling, data, region, report)
     if options.scale_learning:
         figures.update(
             add_learned_detail(
                 goal, current, lattice, current_region, current_profiles, tuple(remaining),
-                n_iterations=options.iterations, seed=seed, device=options.device, progress=report,
+                similar=options.self_similarity, n_iterations=options.iterations, seed=seed, device=options.device, progress=report,
             )
         )  # fmt: skip
-    if options.self_similarity:
-        goal = self_similar(goal, sampling, data, region, report)
+        goal = consistent(goal, sampling, data, region)
     return field, goal, figures
 
 
@@ -307,6 +308,8 @@ def _sampled(image, lattice, mask, layers, fine, options):
         if repeat > 1:
             shape = [n for size in crop.shape for n in (size, repeat)]
             rendered = rendered.reshape(shape).mean((1, 3, 5))
+        # A magnitude image has no values below its least; Gaussians may ring a little beside sharp edges.
+        rendered = np.maximum(rendered, image.data.min())
         picture[box] = np.where(inside[box], rendered, picture[box])
         amplitude[box], relaxation[box] = _maps(layers[0], crop, options)
         amplitude[box] *= output_mask[box]
