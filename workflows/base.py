@@ -8,7 +8,7 @@ from pathlib import Path
 import bids_gsrecon
 from bids_gsrecon.config import Config
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.plan import ParticipantPlan
+from bids_gsrecon.workflows.plan_types import ParticipantPlan
 from bids_gsrecon.workflows.registry import session_builder
 
 ROOT_NAME = 'bids_gsrecon_wf'

@@ -25,6 +25,8 @@ ANAT_SUFFIXES = [
     'MTR',
     'T1rho',
 ]
+# Of these, quantitative maps are computed; each is an image of its own, but no contrast to harmonise.
+PART_OF_MAP_SUFFIXES = ['MP2RAGE', 'MESE', 'MEGRE', 'VFA', 'IRT1', 'MPM', 'MTS']
 PERF_SUFFIXES = ('asl', 'm0scan')
 OTHER_DATATYPES = [
     'func',
@@ -67,9 +69,15 @@ def make_layout(bids_dir, participants: list[str], database_dir: str = ''):
 
 
 def collect_files(
-    layout, participant: str, *, sessions: list[str], filters: dict[str, dict], reference: str
+    layout,
+    participant: str,
+    *,
+    sessions: list[str],
+    filters: dict[str, dict],
+    reference: str,
+    parts_of_maps: bool = False,
 ) -> list[Path]:
-    """Images of one participant that may be a reference or a contrast, sorted by name.
+    """Images of one participant that can be reconstructed, sorted by name.
 
     Parameters
     ----------
@@ -80,8 +88,11 @@ def collect_files(
         an entity is absent, ``"*"`` that it is present.
     reference
         Suffix of the reference, in case it is none of the usual ones.
+    parts_of_maps
+        Also images that are made to compute a quantitative map from (MP2RAGE, VFA, ...).
     """
-    suffixes = dict.fromkeys([*ANAT_SUFFIXES, reference], 'anat')
+    anat = [*ANAT_SUFFIXES, *(PART_OF_MAP_SUFFIXES if parts_of_maps else []), reference]
+    suffixes = dict.fromkeys(anat, 'anat')
     suffixes |= {'dwi': 'dwi'} | dict.fromkeys(PERF_SUFFIXES, 'perf')
     found: set[Path] = set()
     for suffix, datatype in suffixes.items():
@@ -91,7 +102,7 @@ def collect_files(
         query |= {key: _query_value(value) for key, value in filters.get(suffix.lower(), {}).items()}
         files = layout.get(subject=participant, return_type='file', **query)
         found |= {Path(str(file)) for file in files}
-    # A phase image is not a contrast to harmonise.
+    # A phase image is not a contrast.
     return sorted(path for path in found if '_part-phase' not in path.name and '_part-imag' not in path.name)
 
 

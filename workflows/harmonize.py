@@ -10,14 +10,15 @@ from bids_gsrecon.interfaces.harmonize import HarmonizeContrast, LearnScaffold
 from bids_gsrecon.interfaces.reportlets import HarmonizeReportlets, ReferenceReportlets
 from bids_gsrecon.workflows.anatomical import init_anatomical_wf
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.outputs import init_ds_contrast_wf, init_ds_reference_wf, output_names
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
+from bids_gsrecon.workflows.outputs_harmonize import init_ds_contrast_wf, init_ds_reference_wf, output_names
+from bids_gsrecon.workflows.plan_harmonize import HarmonizeSession
+from bids_gsrecon.workflows.plan_types import TargetPlan
 from bids_gsrecon.workflows.registration import init_registration_wf
 
 MINIMUM_MEMORY_GB = 0.5
 
 
-def init_harmonize_session_wf(*, config: Config, session: SessionPlan, name: str) -> LiterateWorkflow:
+def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name: str) -> LiterateWorkflow:
     """All of one session: reference, scaffold, contrasts, derivatives and pictures.
 
     Parameters
@@ -105,7 +106,7 @@ def init_harmonize_session_wf(*, config: Config, session: SessionPlan, name: str
 def init_contrast_wf(
     *,
     config: Config,
-    session: SessionPlan,
+    session: HarmonizeSession,
     target: TargetPlan,
     shared: dict,
     heavy: dict,
@@ -199,7 +200,7 @@ def init_contrast_wf(
     return workflow
 
 
-def _memory_gb(config: Config, session: SessionPlan, options: dict) -> float:
+def _memory_gb(config: Config, session: HarmonizeSession, options: dict) -> float:
     from bids_gsrecon.recon.harmonize import HarmonizeOptions, estimate_memory_gb
 
     shapes = [tuple(target.shape) for target in session.targets]
@@ -218,7 +219,7 @@ def _parameters(target: TargetPlan) -> dict:
     }
 
 
-def _summary(config: Config, session: SessionPlan) -> dict:
+def _summary(config: Config, session: HarmonizeSession) -> dict:
     names = output_names(config, session)
     return {
         'reference': names.reference_raw.stem(),

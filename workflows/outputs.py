@@ -1,20 +1,16 @@
-"""Where results go: the sinks of a session, and the names and sidecars they give."""
+"""What the outputs of all methods have in common: names that BIDS does not know, and the sinks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink, raw_uri
-from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.plan import SessionPlan, TargetPlan
+from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink
+from bids_gsrecon.workflows.plan_types import TargetPlan
 
-ISOTROPIC = 1.05  # coarsest over finest voxel size
 # No BIDS name exists for these; the patterns go into .bidsignore (no trailing slash: the validator wants none).
 BIDSIGNORE = (
     'logs',
@@ -23,206 +19,40 @@ BIDSIGNORE = (
     '*_xfm.*',
     '*_desc-scaffold_*',
     '*_desc-field_*',
+    '*_desc-supportasl_mask.*',
+    '*_desc-supportm0scan_mask.*',
     'group_*',
     '.tmp-*',
 )
 
 
-@dataclass(frozen=True)
-class OutputNames:
-    """Names of what a session shares: the reference as acquired, prepared, and the output grid's label."""
-
-    reference_raw: BidsName
-    reference: BidsName
-    resolution_label: str
-    resolution_text: str
-    space: str
-
-    @property
-    def spatial_reference(self) -> str:
-        return f'bids::{self.reference.path(".nii.gz").as_posix()}'
-
-
-def output_names(config: Config, session: SessionPlan) -> OutputNames:
-    """Names for a session; the reference of another session keeps that session in its name."""
-    raw = BidsName.parse(session.reference)
-    wanted_mm = config.method.output_resolution_mm
-    sizes = session.reference_voxels_mm
-    isotropic = wanted_mm > 0 or max(sizes) <= ISOTROPIC * min(sizes)
-    if wanted_mm > 0:
-        text = f'{wanted_mm:g} mm isotropic over the field of view of the reference'
-    else:
-        text = f'grid of the reference ({" x ".join(f"{v:.4g}" for v in sizes)} mm)'
-    return OutputNames(
-        reference_raw=raw,
-        reference=raw.replaced(desc='preproc'),
-        resolution_label='iso' if isotropic else 'native',
-        resolution_text=text,
-        space=config.method.reference,
-    )
-
-
-def contrast_name(names: OutputNames, target: TargetPlan, desc: str, **entities) -> BidsName:
-    """``..._space-T1w_res-iso_desc-<desc>_<suffix>`` with all entities of the source kept."""
-    return target.name.replaced(space=names.space, res=names.resolution_label, desc=desc, **entities)
-
-
-def _generated_by() -> dict:
+def generated_by() -> dict:
+    """For sidecars."""
     return {'Name': 'bids_gsrecon', 'Version': bids_gsrecon.__version__}
 
 
-def _sink(config: Config, name: str, path: Path, metadata: dict | None = None, **inputs) -> pe.Node:
+def what_was_used(target: TargetPlan) -> str:
+    """``contrast``, or which mean of a series, for descriptions."""
+    if target.volumes:
+        return 'mean of the b=0 volumes'
+    return 'mean over time' if target.average else 'contrast'
+
+
+def derivative_sink(config: Config, name: str, path: Path, metadata: dict | None = None, **inputs) -> pe.Node:
+    """Node that puts one file at ``path`` below the output folder."""
     interface = DerivativeSink(output_dir=str(config.output_dir), out_path=path.as_posix(), **inputs)
     if metadata is not None:
         interface.inputs.metadata = metadata
     return pe.Node(interface, name=name, run_without_submitting=True, mem_gb=0.1)
 
 
-def _picture_sink(config: Config, name: str, base: BidsName) -> pe.Node:
+def picture_sink(config: Config, name: str, base: BidsName) -> pe.Node:
+    """Node that puts the reportlets of one scan in place."""
     interface = PictureSink(output_dir=str(config.output_dir), entities=base.entities, suffix=base.suffix)
     return pe.Node(interface, name=name, run_without_submitting=True, mem_gb=0.1)
 
 
-def init_ds_reference_wf(
-    *, config: Config, session: SessionPlan, name: str = 'ds_reference_wf'
-) -> LiterateWorkflow:
-    """Write the prepared reference, its mask, the scaffold and their pictures.
-
-    Inputs
-    ------
-    reference, mask, mask_metadata, reference_metadata, scaffold
-        Files to put in place.
-    pictures, parts
-        Reportlets and what each of them shows.
-    """
-    workflow = LiterateWorkflow(name=name)
-    names = output_names(config, session)
-    fields = ['reference', 'mask', 'mask_metadata', 'reference_metadata', 'scaffold', 'pictures', 'parts']
-    inputnode = pe.Node(niu.IdentityInterface(fields=fields), name='inputnode')
-    source = raw_uri(session.reference, config.bids_dir)
-    common = {'Sources': [source], 'GeneratedBy': _generated_by()}
-    ds_reference = _sink(
-        config,
-        'ds_reference',
-        names.reference.path('.nii.gz'),
-        {'Description': 'bias-corrected (N4) reference', **common},
-    )
-    mask_sources = [source] if not session.mask else [source, f'file://{session.mask}']
-    ds_mask = _sink(
-        config,
-        'ds_mask',
-        names.reference.replaced(desc='brain', suffix='mask').path('.nii.gz'),
-        {'Type': 'Brain', **common, 'Sources': mask_sources},
-    )
-    ds_scaffold = _sink(
-        config,
-        'ds_scaffold',
-        names.reference.replaced(desc='scaffold').path('.h5'),
-        _method_metadata(config, common),
-    )
-    base = names.reference_raw.replaced(ses=session.session)
-    ds_pictures = _picture_sink(config, 'ds_pictures', base)
-    workflow.connect([
-        (inputnode, ds_reference, [('reference', 'in_file'), ('reference_metadata', 'metadata_file')]),
-        (inputnode, ds_mask, [('mask', 'in_file'), ('mask_metadata', 'metadata_file')]),
-        (inputnode, ds_scaffold, [('scaffold', 'in_file')]),
-        (inputnode, ds_pictures, [('pictures', 'in_files'), ('parts', 'parts')]),
-    ])  # fmt: skip
-    return workflow
-
-
-def _method_metadata(config: Config, common: dict) -> dict:
-    return {
-        **common,
-        'Description': 'anatomy of the reference as a field of Gaussians (HDF5)',
-        'RandomSeed': config.execution.random_seed,
-        'HarmonizeOptions': config.method.harmonize | {'device': config.method.device},
-    }
-
-
-def init_ds_contrast_wf(
-    *,
-    config: Config,
-    session: SessionPlan,
-    target: TargetPlan,
-    with_mask: bool = False,
-    name: str = 'ds_contrast_wf',
-) -> LiterateWorkflow:
-    """Write one contrast: image, uncertainty, transform, field, pictures; and the mask of the output grid.
-
-    Inputs
-    ------
-    image, uncertainty, mask, transform, field
-        Files to put in place.
-    metadata, registration_metadata
-        JSON files: what the method and the registration did.
-    pictures, parts
-        Reportlets and what each of them shows.
-    """
-    workflow = LiterateWorkflow(name=name)
-    names = output_names(config, session)
-    fields = ['image', 'uncertainty', 'mask', 'transform', 'field', 'metadata', 'registration_metadata']
-    inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'pictures', 'parts']), name='inputnode')
-    sources = [raw_uri(path, config.bids_dir) for path in (target.file, session.reference)]
-    common = {
-        'SkullStripped': True,  # the field is defined inside the mask only
-        'Resolution': names.resolution_text,
-        'SpatialReference': names.spatial_reference,
-        'Sources': sources,
-        'GeneratedBy': _generated_by(),
-    }
-    of_what = (
-        'mean of the b=0 volumes' if target.volumes else 'mean over time' if target.average else 'contrast'
-    )
-    image_name = contrast_name(names, target, 'sr')
-    ds_image = _sink(
-        config,
-        'ds_image',
-        image_name.path('.nii.gz'),
-        {
-            'Description': f'{of_what}, from thick slices on the grid of the reference by Gaussians (AtlasGS)',
-            **common,
-        },
-        **_gradient_companions(target),
-    )
-    ds_transform = _sink(config, 'ds_transform', _transform_path(names, target), {'Sources': sources})
-    field_name = target.name.replaced(space=names.space, desc='field')
-    ds_field = _sink(config, 'ds_field', field_name.path('.h5'), {'Sources': sources})
-    ds_pictures = _picture_sink(config, 'ds_pictures', target.name)
-    workflow.connect([
-        (inputnode, ds_image, [('image', 'in_file'), ('metadata', 'metadata_file')]),
-        (inputnode, ds_transform, [('transform', 'in_file'), ('registration_metadata', 'metadata_file')]),
-        (inputnode, ds_field, [('field', 'in_file'), ('metadata', 'metadata_file')]),
-        (inputnode, ds_pictures, [('pictures', 'in_files'), ('parts', 'parts')]),
-    ])  # fmt: skip
-    if config.method.harmonize.get('uncertainty', True):
-        text = 'expected root-mean-square error of the image, in its units'
-        ds_uncertainty = _sink(
-            config,
-            'ds_uncertainty',
-            contrast_name(names, target, 'uncertainty').path('.nii.gz'),
-            {'Description': text, **common},
-        )
-        workflow.connect(inputnode, 'uncertainty', ds_uncertainty, 'in_file')
-    if with_mask:
-        mask_name = names.reference_raw.replaced(
-            ses=session.session, space=names.space, res=names.resolution_label, desc='brain', suffix='mask'
-        )
-        metadata = {'Type': 'Brain', 'Description': 'where the contrasts are defined', **common}
-        metadata.pop('SkullStripped')
-        ds_mask = _sink(config, 'ds_mask', mask_name.path('.nii.gz'), {**metadata, 'Sources': sources[1:]})
-        workflow.connect(inputnode, 'mask', ds_mask, 'in_file')
-    return workflow
-
-
-def _transform_path(names: OutputNames, target: TargetPlan) -> Path:
-    """``..._from-T2w_to-T1w_mode-image_xfm.txt``; ``from`` is the suffix, the other entities stay."""
-    source = target.name
-    entities = {'from': source.suffix, 'to': names.space, 'mode': 'image'}
-    return source.replaced(suffix='xfm', **entities).path('.txt')
-
-
-def _gradient_companions(target: TargetPlan) -> dict:
+def gradient_companions(target: TargetPlan) -> dict:
     """BIDS wants gradients for every ``_dwi``; those of the source's name apply to the mean b=0 beside it."""
     if target.name.datatype != 'dwi':
         return {}

@@ -1,7 +1,7 @@
 """Which reconstruction methods exist, and which of them this version can run.
 
-A later method drops in by naming its participant-level builder here; the parser, the planner and the exit
-codes follow from the table.
+A later method drops in by naming its three functions here; the parser, the planner, the graph and the exit codes
+follow from the table.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ class Recon:
         As on the command line.
     summary
         What it does, for ``--help`` and messages.
+    planner
+        ``module:function`` that adds its sessions to a participant's plan; empty: not in this version.
     builder
-        ``module:function`` of its ``init_*_wf`` (one session); empty: not in this version.
+        ``module:function`` of its ``init_*_wf`` (one session).
+    results
+        ``module:function`` that names the images a session must have made, below the output folder.
     """
 
     name: str
     summary: str
+    planner: str = ''
     builder: str = ''
+    results: str = ''
 
     @property
     def runnable(self) -> bool:
-        return bool(self.builder)
+        return bool(self.planner)
 
 
 RECONS = {
@@ -38,9 +44,17 @@ RECONS = {
         Recon(
             'harmonize',
             'every contrast of an exam on the grid of its isotropic T1w',
+            'bids_gsrecon.workflows.plan_harmonize:plan_sessions',
             'bids_gsrecon.workflows.harmonize:init_harmonize_session_wf',
+            'bids_gsrecon.workflows.outputs_harmonize:session_results',
         ),
-        Recon('superres', 'one anisotropic scan on any finer grid'),
+        Recon(
+            'superres',
+            'every image by itself on a finer, isotropic grid',
+            'bids_gsrecon.workflows.plan_superres:plan_sessions',
+            'bids_gsrecon.workflows.superres:init_superres_session_wf',
+            'bids_gsrecon.workflows.outputs_superres:session_results',
+        ),
         Recon('svr', 'one volume from several moving stacks of thick slices'),
         Recon('cine', 'cardiac cine series from undersampled k-space'),
         Recon('m2asr', 'reference-guided super-resolution at any scale by a trained network'),
@@ -57,9 +71,23 @@ def not_runnable_message(name: str) -> str:
     )
 
 
+def session_planner(name: str):
+    """``plan_sessions(config, plan, scans)`` of a runnable method."""
+    return _function(RECONS[name].planner)
+
+
 def session_builder(name: str):
     """The ``init_*_wf`` function of a runnable method."""
+    return _function(RECONS[name].builder)
+
+
+def session_results(name: str):
+    """``session_results(config, session)`` of a runnable method."""
+    return _function(RECONS[name].results)
+
+
+def _function(where: str):
     import importlib
 
-    module, function = RECONS[name].builder.split(':')
+    module, function = where.split(':')
     return getattr(importlib.import_module(module), function)

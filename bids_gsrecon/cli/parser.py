@@ -191,7 +191,8 @@ def _add_method(group):
         '--output-resolution',
         type=positive_float,
         metavar='MM',
-        help='isotropic voxel size of the output (default: the grid of the reference; superres: the finest voxel size of the image)',
+        help='isotropic voxel size of the output (default: the grid of the reference; for superres the finest '
+        'voxel size of each image)',
     )
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], help='where to compute (default: auto)')
     group.add_argument(

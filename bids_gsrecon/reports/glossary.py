@@ -40,17 +40,39 @@ GLOSSARY = {
         'lost above about 45 dB.',
         low=38.0,
     ),
+    'goal_db': Figure(
+        'Gaussians against estimate',
+        'dB',
+        'How closely the Gaussians reproduce what was estimated for the voxels of the result.',
+    ),
+    'in_plane_gain': Figure(
+        'Gain in plane',
+        '',
+        'Learning from the planes of the slices, tried on parts of the image it never saw: 1 says that it '
+        'found as much detail as it promised, 0 that it found none and was not used.',
+    ),
+    'detail_gain': Figure(
+        'Gain across scales', '', 'The same for learning from coarser copies of the image.'
+    ),
     'slice_factor': Figure('Slice factor', '', 'Output cells that one slice spacing is divided into.'),
     'n_gaussians': Figure('Gaussians', '', 'How many make up the image.'),
     'n_detail_gaussians': Figure(
-        'of these contrast-only',
+        'of these for detail',
         '',
-        'Gaussians added where the anatomy of the reference does not explain the slices, lesions among them.',
+        'Gaussians added where the others do not explain the image: with a reference, what it does not show, '
+        'lesions among them.',
     ),
 }
 
 # For the list of parameters: nothing to judge an image by.
-TECHNICAL = ('guidance_strength', 'intensity_scale', 'frozen_weights_gb', 'seconds_prior', 'seconds_field')
+TECHNICAL = (
+    'guidance_strength',
+    'intensity_scale',
+    'frozen_weights_gb',
+    'n_patches',
+    'seconds_prior',
+    'seconds_field',
+)
 
 UNITS = {
     '_percent': ' %',

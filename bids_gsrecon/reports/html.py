@@ -26,7 +26,7 @@ REPORTLET = re.compile(
 PICTURE_ENTITIES = ('desc', 'space', 'res')
 SESSION_PARTS = ('reference', 'mask', 'summary')
 FLIP = (
-    ('before', 'Thick slices', 'as acquired, nearest voxel'),
+    ('before', 'Acquired', 'as acquired, nearest voxel'),
     ('interpolated', 'Interpolated', 'the same, linear interpolation'),
     ('after', 'Result', 'rendered on the output grid'),
     ('reference', 'Reference', 'the isotropic image that gave the anatomy'),

@@ -40,6 +40,7 @@ def test_defaults(base, dataset, tmp_path):
     assert 1 <= config.resources.omp_nthreads <= config.resources.nprocs
     assert config.resources.memory_gb > 0
     assert config.method.harmonize == {}
+    assert config.method.superres == {}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,12 @@ def test_defaults(base, dataset, tmp_path):
         (['--no-uncertainty'], 'method', 'harmonize', {'uncertainty': False}),
         (['--gaussians-per-voxel', '0.5'], 'method', 'harmonize', {'gaussians_per_voxel': 0.5}),
         (['--no_in_plane_learning'], 'method', 'harmonize', {'in_plane_learning': False}),
+        (['--no_in_plane_learning'], 'method', 'superres', {'in_plane_learning': False}),
+        (['--superres-model', 'physics'], 'method', 'superres', {'model': 'physics'}),
+        (['--superres_iterations', '9'], 'method', 'superres', {'iterations': 9}),
+        (['--no-scale-learning'], 'method', 'superres', {'scale_learning': False}),
+        (['--recon', 'superres'], 'method', 'recon', 'superres'),
+        (['--slice-profile', 'point'], 'method', 'slice_profile', 'point'),
     ],
 )
 def test_every_option_arrives(base, arguments, section, name, value):
@@ -136,6 +143,9 @@ def test_sloppy_is_overridden_by_explicit_options(base):
     config = parse_args([*base, '--sloppy', '--scaffold-iterations', '11'])
     assert config.method.harmonize['scaffold_iterations'] == 11
     assert config.method.harmonize['gaussians_per_voxel'] < 0.33
+    assert config.method.superres['scale_learning'] is False
+    chosen = parse_args([*base, '--sloppy', '--scale-learning', '--superres-iterations', '3']).method.superres
+    assert (chosen['scale_learning'], chosen['iterations']) == (True, 3)
 
 
 def test_version(capsys):
@@ -145,7 +155,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f'bids_gsrecon {__version__}'
 
 
-@pytest.mark.parametrize('name', ['superres', 'svr', 'cine', 'm2asr'])
+@pytest.mark.parametrize('name', ['svr', 'cine', 'm2asr'])
 def test_methods_that_are_not_there_say_so(base, capsys, name):
     assert f'--recon {name}' in fails([*base, '--recon', name], capsys)
 
@@ -156,7 +166,7 @@ def test_methods_that_are_not_there_say_so(base, capsys, name):
         (['--participant-label', '99'], 'no participant sub-99'),
         (['--session-label', 'x'], 'ses-x'),
         (['--mem', 'lots'], '16G'),
-        (['--nprocs', '0'], 'at least 1'),
+        (['--nprocs', '0'], 'not a positive whole number'),
         (['--output-resolution', '-1'], 'positive'),
         (['--output-spaces', 'MNI152NLin2009cAsym'], '--output-spaces'),
         (['--recon', 'magic'], 'magic'),

@@ -238,6 +238,7 @@ def test_broken_affine(root, plan):
 def test_one_broken_participant_leaves_the_others(tmp_path, plan):
     root = healthy(tmp_path / 'bids', labels=('01',))
     write_thick(root, '02')
+    write_thick(root, '02', 'FLAIR')
     plans = plan()
     assert plans['01'].errors == []
     assert plans['01'].sessions
@@ -274,13 +275,19 @@ def test_auto_names_the_method_that_would_fit(root, plan):
     for axis, entities in enumerate(('_run-1', '_run-2', '_run-3')):
         write_thick(root, '01', entities=entities, axis=axis)
     assert '--recon svr' in plan()['01'].errors[0]
-    write_thick(root, '02')
-    assert '--recon superres' in plan()['02'].errors[0]
     kspace = root / 'sourcedata' / 'sub-03' / 'cmr' / 'sub-03_cine.h5'
     kspace.parent.mkdir(parents=True)
     kspace.write_bytes(b'')
     (root / 'sub-03').mkdir()
     assert '--recon cine' in plan()['03'].errors[0]
+
+
+def test_point_profile_is_for_superres_only(root, plan):
+    write_t1w(root, '01')
+    write_thick(root, '01')
+    assert '--slice-profile point' in plan('--slice-profile', 'point')['01'].errors[0]
+    plans = plan('--slice-profile', 'point', '--recon', 'superres')
+    assert plans['01'].sessions[0].targets[0].slice_profile == 'point'
 
 
 def test_t1w_alone_is_nothing_to_do(root, plan):
