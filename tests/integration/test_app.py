@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from bids_gsrecon.interfaces.registration import load_itk_transform
-from tests.bids_datasets import healthy, write_t1w, write_thick
+from tests.bids_datasets import (
+    affine,
+    brain,
+    healthy,
+    write_description,
+    write_image,
+    write_t1w,
+    write_thick,
+)
 from tests.helpers import require_program
 
 pytestmark = pytest.mark.integration
@@ -43,6 +51,13 @@ def last_status(folder):
     return json.loads(path.read_text())
 
 
+def validator_errors(folder):
+    arguments = [require_program('bids-validator-deno'), str(folder), '--format', 'json']
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    issues = json.loads(done.stdout)['issues']['issues']
+    return [issue for issue in issues if issue['severity'] == 'error']
+
+
 @pytest.fixture(scope='module')
 def app(tmp_path_factory):
     """A run on one healthy participant and three broken ones; (folder, finished process)."""
@@ -59,6 +74,7 @@ def app(tmp_path_factory):
     away[:3, 3] += 500
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), away), path)
     write_thick(bids, '04')
+    write_thick(bids, '04', 'FLAIR')
     return root, run(root, '--nprocs', '2', '--omp-nthreads', '1', '-d', f'x={bids}')
 
 
@@ -122,10 +138,7 @@ def test_results_are_on_the_grid_of_the_t1w_and_carry_their_metadata(app):
 
 
 def test_the_bids_validator_accepts_the_output(app):
-    arguments = [require_program('bids-validator-deno'), str(app[0] / 'out'), '--format', 'json']
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    issues = json.loads(done.stdout)['issues']['issues']
-    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+    assert validator_errors(app[0] / 'out') == []
 
 
 def test_a_second_run_reuses_everything(app):
@@ -227,6 +240,50 @@ def test_wrong_arguments_are_exit_code_2_and_write_nothing(tmp_path):
     assert done.stderr.count('\n') == 1
     assert not list(tmp_path.glob('out/*'))
     assert run(tmp_path, '--recon', 'svr').returncode == 2
+
+
+def test_a_lone_thick_scan_is_super_resolved(tmp_path):
+    bids = write_description(tmp_path / 'bids')
+    thick = write_thick(bids, '01', metadata={'SliceThickness': 6.0})
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '--recon superres (a lone anisotropic scan (T2w)): 1 image(s)' in done.stdout
+    assert 'slices of 6 mm every 8 mm, with gaps' in done.stdout
+    out = tmp_path / 'out'
+    stem = 'sub-01/anat/sub-01_res-iso_desc'
+    assert list(results(out)) == [
+        f'{stem}-amplitude_T2w.nii.gz',
+        f'{stem}-relaxationproxy_T2w.nii.gz',
+        f'{stem}-sr_T2w.nii.gz',
+        f'{stem}-supportT2w_mask.nii.gz',
+    ]
+    image = nib.load(out / f'{stem}-sr_T2w.nii.gz')
+    np.testing.assert_allclose(image.header.get_zooms(), 4)
+    assert image.shape == (20, 20, 20) and nib.load(thick).shape == (20, 20, 10)
+    sidecar = json.loads((out / f'{stem}-sr_T2w.json').read_text())
+    assert sidecar['Sources'] == ['bids:raw:sub-01/anat/sub-01_T2w.nii.gz']
+    assert sidecar['SliceThickness'] == 6.0 and 'SpatialReference' not in sidecar
+    page = (out / 'sub-01.html').read_text()
+    assert 'Relaxation proxy' in page and 'Acquired' in page and '2603.09621' in page
+    assert validator_errors(out) == []
+
+
+def test_superres_of_every_kind_of_image_leaves_broken_and_fine_ones(tmp_path):
+    bids = healthy(tmp_path / 'bids')
+    data = np.repeat(brain((20, 20, 10), (4, 4, 8))[..., None], 3, axis=3)
+    for kind, suffix in (('dwi', 'dir-AP_dwi'), ('perf', 'asl')):
+        write_image(bids / 'sub-01' / kind / f'sub-01_{suffix}.nii.gz', data, affine((4, 4, 8)))
+    (bids / 'sub-01' / 'dwi' / 'sub-01_dir-AP_dwi.bval').write_text('0 1000 5\n')
+    data[5, 5, 5] = np.nan
+    write_image(bids / 'sub-01' / 'anat' / 'sub-01_PDw.nii.gz', data[..., 0], affine((4, 4, 8)))
+    done = run(tmp_path, '--recon', 'superres', '--nprocs', '2', '--omp-nthreads', '1')
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if 'error: ' in line]
+    assert len(errors) == 1 and 'sub-01_PDw.nii.gz holds NaN' in errors[0]
+    assert 'sub-01_T1w.nii.gz is left out' in done.stdout
+    made = {path.rsplit('_', 1)[1] for path in results(tmp_path / 'out') if '_desc-sr_' in path}
+    assert made == {'T2w.nii.gz', 'FLAIR.nii.gz', 'dwi.nii.gz', 'asl.nii.gz'}
+    assert validator_errors(tmp_path / 'out') == []
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
