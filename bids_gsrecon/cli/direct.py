@@ -33,6 +33,8 @@ A first try, in three commands:
   gsrecon harmonize demo/sub-01/anat/sub-01_T1w.nii.gz demo/sub-01/anat/sub-01_T2w.nii.gz -o result
   gsrecon evaluate result/sub-01_T2w.nii.gz
   demo/derivatives/truth/sub-01/anat/sub-01_space-T1w_desc-truth_T2w.nii.gz
+One image alone, on a finer grid:
+  gsrecon superres demo/sub-01/anat/sub-01_T2w.nii.gz -o isotropic.nii.gz
 
 Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
 Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.
