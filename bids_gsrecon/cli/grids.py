@@ -14,15 +14,17 @@ def load_lattice(path) -> Lattice:
     Raises
     ------
     InputError
-        Missing or unreadable file, fewer than three dimensions, broken affine.
+        Missing or unreadable file, fewer than three dimensions, broken affine or voxel sizes.
     """
-    import nibabel as nib
+    from bids_gsrecon.interfaces.io import open_image
 
     path = Path(path)
     if not path.exists():
         raise InputError(f'{path} does not exist: check the path.')
     try:
-        image = nib.load(path)
+        image, sizes = open_image(path)
+        if not (sizes > 0).all():
+            raise ValueError('a zero or negative voxel size')
         return Lattice(tuple(image.shape[:3]), image.affine)
     except Exception as error:
         raise InputError(f'{path} has no usable grid ({error}): give a 3D NIfTI image.') from error

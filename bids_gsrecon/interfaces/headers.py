@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.io import open_image
 
 THICK_RATIO = 2.0  # coarsest over finest voxel size
 THICK_MM = 1.5
@@ -65,13 +66,10 @@ def read_header(path) -> Header:
     InputError
         Unreadable or truncated file, broken affine, fewer than 3 axes.
     """
-    import nibabel as nib
-
     path = Path(path)
     try:
-        image = nib.load(path)
+        image, zooms = open_image(path)
         shape = tuple(int(n) for n in image.shape)
-        zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
         affine = np.asarray(image.affine, dtype=float)
         item_bytes = image.header.get_data_dtype().itemsize
         offset = int(image.dataobj.offset)
@@ -86,7 +84,9 @@ def read_header(path) -> Header:
         raise InputError(f'{path} has {len(shape)} dimensions where 3 are needed: convert the whole stack.')
     singular = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9
     if singular or not (zooms > 0).all():
-        raise InputError(f'{path} has a broken affine or a zero voxel size: repair its header (sform/qform).')
+        raise InputError(
+            f'{path} has a broken affine or a zero or negative voxel size: repair its header (sform/qform).'
+        )
     _check_whole(path, offset + int(np.prod(shape)) * item_bytes)
     return Header(shape, np.linalg.norm(affine[:3, :3], axis=0), affine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,28 @@ import numpy as np
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+
+
+def open_image(path):
+    """The image (nothing read but its header) and its voxel sizes as stored, (3,) or as many axes as it has.
+
+    nibabel takes a voxel size of 0 for 1 and drops the sign of a negative one, with a line on standard error;
+    both are errors here, and for the caller to tell.
+    """
+    logger = nib.imageglobals.logger
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        image = nib.load(path)
+    finally:
+        logger.setLevel(level)
+    sizes = np.asarray(image.header.get_zooms()[:3], dtype=float)
+    if isinstance(image.header, nib.Nifti1Header):
+        holder = image.file_map.get('header', image.file_map['image'])
+        with holder.get_prepare_fileobj('rb') as file:
+            stored = type(image.header).from_fileobj(file, check=False)
+        sizes = np.asarray(stored['pixdim'], dtype=float)[1 : 1 + sizes.size]
+    return image, sizes
 
 
 def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
@@ -33,8 +56,7 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
     if not path.exists():
         raise InputError(f'{path} does not exist: check the path.')
     try:
-        image = nib.load(path)
-        header_zooms = np.asarray(image.header.get_zooms()[:3], dtype=float)
+        image, header_zooms = open_image(path)
         if image.dataobj.dtype.fields is not None or np.issubdtype(image.dataobj.dtype, np.complexfloating):
             raise InputError(f'{path} holds RGB or complex values: give a real (magnitude) image.')
         data = np.asarray(image.dataobj, dtype=np.float32)
@@ -62,7 +84,9 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
         or abs(np.linalg.det(affine[:3, :3])) < 1e-9
         or not (header_zooms > 0).all()
     ):
-        raise InputError(f'{path} has a broken affine or a zero voxel size: repair its header (sform/qform).')
+        raise InputError(
+            f'{path} has a broken affine or a zero or negative voxel size: repair its header (sform/qform).'
+        )
     zooms = np.linalg.norm(affine[:3, :3], axis=0)
     if zooms.max() > 50 or zooms.min() < 0.02:
         raise InputError(

@@ -214,7 +214,7 @@ def spoil(path, kind):
         nib.save(image, plain)
         content = bytearray(plain.read_bytes())
         struct.pack_into('<f', content, 88, 0.0 if kind.startswith('zero') else -5.0)  # pixdim[3]
-        struct.pack_into('<12f', content, 280, *np.diag([1, 1, 0, 1])[:3].ravel())  # sform
+        struct.pack_into('<h', content, 254, 0)  # no sform: the voxel sizes are all there is
         plain.write_bytes(content)
         return plain
     else:
@@ -262,6 +262,9 @@ def test_grids_that_cannot_be(case, fake, capsys, monkeypatch):
     save_volume(case / 'away.nii.gz', np.eye(4)[:3, :3, None].repeat(3, 2), away)
     assert run(case / 'T2w.nii.gz', '-o', out, '--like', case / 'away.nii.gz') == 2
     assert 'away.nii.gz does not overlap' in error_line(capsys)
+    (case / 'Z.nii.gz').write_bytes((case / 'T1w.nii.gz').read_bytes())
+    assert run(case / 'T2w.nii.gz', '-o', out, '--like', spoil(case / 'Z.nii.gz', 'zero voxel size')) == 2
+    assert 'Z.nii has no usable grid (a zero or negative voxel size)' in error_line(capsys)
     monkeypatch.setattr(superres_files, 'available_memory_gb', lambda: 4.0)
     assert run(case / 'T2w.nii.gz', '-o', out, '--zooms', '0.01') == 2
     message = error_line(capsys)

@@ -1,5 +1,6 @@
 import gzip
 import json
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -233,6 +234,17 @@ def test_broken_affine(root, plan):
     broken.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=1)
     nib.save(broken, path)
     assert 'broken affine' in plan()['01'].errors[0]
+
+
+@pytest.mark.parametrize('size', [0.0, -8.0])
+def test_voxel_sizes_that_cannot_be(root, plan, capfd, size):
+    write_t1w(root, '01')
+    path = write_thick(root, '01')
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into('<f', content, 88, size)  # pixdim[3]
+    path.write_bytes(gzip.compress(content))
+    assert 'zero or negative voxel size' in plan()['01'].errors[0]
+    assert capfd.readouterr().err == '', 'nibabel would mend it with a guess, and a line'
 
 
 def test_one_broken_participant_leaves_the_others(tmp_path, plan):
