@@ -27,7 +27,7 @@ from bids_gsrecon.recon.superres.grids import (
     is_through_plane,
 )
 from bids_gsrecon.recon.superres.physics import fit_physics, relaxation_of
-from bids_gsrecon.recon.superres.similarity import consistent, self_similar
+from bids_gsrecon.recon.superres.similarity import Consistency, self_similar
 from bids_gsrecon.recon.superres.through_plane import AcrossSlices, intermediate_lattice, slices_to_planes
 from bids_gsrecon.recon.superres.types import SuperresOptions, SuperresResult
 
@@ -202,15 +202,23 @@ def _learned(data, source, region, profiles, factors, fine, sampling, options, s
     goal = np.ascontiguousarray(render([field], fine, backend=options.device).transpose(2, 1, 0))
     if options.self_similarity:
         goal = self_similar(goal, sampling, data, region, report)
-    if options.scale_learning:
+    if options.scale_learning and _averages(current_profiles, lattice):
         figures.update(
             add_learned_detail(
                 goal, current, lattice, current_region, current_profiles, tuple(remaining),
                 similar=options.self_similarity, n_iterations=options.iterations, seed=seed, device=options.device, progress=report,
             )
         )  # fmt: skip
-        goal = consistent(goal, sampling, data, region)
+        goal = Consistency(sampling)(goal, data, region)
     return field, goal, figures
+
+
+def _averages(profiles, lattice) -> bool:
+    """Whether voxels average about all of their volume: what is lost by skipping tissue (aliasing) is not of one
+    kind at two scales, and learning across them was seen to do harm."""
+    return all(
+        p.kind != 'point' and p.thickness_mm > 0.7 * s for p, s in zip(profiles, lattice.voxel_sizes_mm)
+    )
 
 
 def _planes(data, source, region, profiles, axis, factor, options, seed, report):
