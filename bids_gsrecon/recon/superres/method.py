@@ -100,7 +100,9 @@ def _superres(image, lattice, profiles, mask, options, seed, report) -> Superres
     region = ndimage.binary_dilation(mask[box])
     scale = float(np.percentile(image.data[mask], 99.5))
     if not scale > 0:
-        raise ValueError('the image is not positive inside the mask')
+        raise ValueError(
+            'the image is not positive inside the mask: give a magnitude image, and a mask that covers the object'
+        )
     # Arrays are (k, j, i) from here on: the Gaussian engine keeps the first stored axis fastest in memory.
     data = np.ascontiguousarray(image.data[box].transpose(2, 1, 0)) / np.float32(scale)
     region = np.ascontiguousarray(region.transpose(2, 1, 0))
