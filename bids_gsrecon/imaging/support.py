@@ -10,24 +10,28 @@ from bids_gsrecon.imaging.lattice import Volume
 
 MIN_EMPTY = 0.003  # share of the image that a drawn background fills at least
 FULL = 0.85  # a foreground of more than this is an image without background: a cut-out of the object
+MUCH_SMALLER = 0.7  # a foreground below this share of what is not empty: most of that is air
 
 
 def find_support(volume: Volume) -> tuple[np.ndarray, str]:
     """A mask of the object, and how it was found: ``nonzero``, ``foreground`` or ``everything``.
 
     ``nonzero``: an image with a compact background of one exact value (skull-stripped, defaced, masked) is
-    used where it differs from it. ``foreground``: otherwise, what exceeds a tenth of the bright tissue after
+    used where it differs from it, unless most of that is air (a scan turned or warped into a larger box has
+    empty corners only). ``foreground``: otherwise, what exceeds a tenth of the bright tissue after
     smoothing, its largest part, holes filled, grown by one voxel. ``everything``: the foreground fills the
     image, which is then a cut-out. Generous throughout: what is left out is not reconstructed.
     """
     data = volume.data
-    empty = data == background_value(data)
-    # Rounded noise holds scattered zeros too, but few of them among zeros only.
-    if empty.mean() > MIN_EMPTY and _interior(empty).sum() > 0.3 * empty.sum():
-        return _filled(~empty), 'nonzero'
     smooth = ndimage.gaussian_filter(data, 1.0 / volume.lattice.voxel_sizes_mm)
     mask = _filled(largest_component(smooth > foreground_threshold(smooth)))
     mask = ndimage.binary_dilation(mask)
+    empty = data == background_value(data)
+    # Rounded noise holds scattered zeros too, but few of them among zeros only.
+    if empty.mean() > MIN_EMPTY and _interior(empty).sum() > 0.3 * empty.sum():
+        nonzero = _filled(~empty)
+        if mask.sum() >= MUCH_SMALLER * nonzero.sum():
+            return nonzero, 'nonzero'
     if mask.mean() > FULL:
         return np.ones(data.shape, bool), 'everything'
     return mask, 'foreground'

@@ -114,36 +114,6 @@ def test_total_variation_minimises_its_functional(bench):
     assert energy(found) == pytest.approx(energy(better.x), rel=2e-3)
 
 
-def brute_force_means(x, inverse_h2, search):
-    padded = np.pad(x.astype(np.float64), search + 1, mode='reflect')
-    pad, out = search + 1, np.empty(x.shape)
-
-    def patch(i, j, k):
-        return padded[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2]
-
-    for index in np.ndindex(*x.shape):
-        centre = np.array(index) + pad
-        weights, values = [], []
-        for step in np.ndindex(*(2 * search + 1,) * 3):
-            step = np.array(step) - search
-            if step.any():
-                d = np.mean((patch(*centre) - patch(*(centre + step))) ** 2)
-                weights.append(max(0, 1 - d * inverse_h2[index] / 256) ** 256)
-                values.append(padded[tuple(centre + step)])
-        weights.append(max(weights))
-        values.append(padded[tuple(centre)])
-        out[index] = np.dot(weights, values) / np.sum(weights)
-    return out
-
-
-def test_nonlocal_means_against_a_loop_over_voxels(bench):
-    rng = np.random.default_rng(3)
-    x = rng.random((9, 27, 6)).astype(np.float32)  # more than one tile
-    inverse_h2 = rng.uniform(2, 30, x.shape).astype(np.float32)
-    found = bench.baselines.nonlocal_means(x, inverse_h2, 1)
-    np.testing.assert_allclose(found, brute_force_means(x, inverse_h2, 1), atol=1e-4)
-
-
 @pytest.mark.parametrize('protocol', ['cell-x2', 'slab-x3', 'trilinear-x3'])
 @pytest.mark.parametrize('method', ['cubic+', 'nlm'])
 def test_consistent_methods_explain_the_data(bench, method, protocol):

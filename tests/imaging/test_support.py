@@ -42,3 +42,19 @@ def test_rounded_noise_is_no_drawn_background():
     support, how = find_support(Volume(np.where(mask, t1w.data, noise), t1w.lattice))
     assert how == 'foreground'
     assert (support & mask).sum() > 0.995 * mask.sum()
+
+
+def test_empty_corners_of_a_turned_scan_do_not_keep_its_air():
+    t1w, _, mask, _ = head((48, 52, 44))
+    noise = 12 * np.random.default_rng(0).standard_normal((2, *t1w.data.shape))
+    data = np.hypot(t1w.data + noise[0], noise[1])
+    i, j, _ = np.ogrid[:48, :52, :44]
+    corners = np.broadcast_to((i + j < 14) | (i + j > 84), data.shape)
+    assert corners.mean() > 0.05 and not (corners & mask).any()
+    support, how = find_support(Volume(np.where(corners, 0, data), t1w.lattice))
+    assert how == 'foreground'
+    assert (support & mask).sum() > 0.995 * mask.sum()
+    assert (support & ~mask).sum() < 0.5 * mask.sum()
+    # The same corners beside a head that fills the rest: the zeros are the outside.
+    support, how = find_support(Volume(np.where(corners, 0, 700 + noise[0]), t1w.lattice))
+    assert how == 'nonzero' and np.array_equal(support, ~corners)

@@ -20,8 +20,8 @@ from bids_gsrecon.recon.harmonize import (
     learn_scaffold,
 )
 from bids_gsrecon.recon.harmonize.frame import make_frame
-from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 from bids_gsrecon.recon.harmonize.slabs import SlabMean
+from bids_gsrecon.solvers.laplacian import GuidedLaplacian
 
 FACTOR = 4
 FAST = HarmonizeOptions(scaffold_iterations=12)
