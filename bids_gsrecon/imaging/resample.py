@@ -16,10 +16,12 @@ def resample(data: np.ndarray, matrix: np.ndarray, shape, order: int, mode: str 
     """
     shift = np.round(matrix[:3, 3]).astype(int)
     corner = np.abs(matrix[:3, :3] - np.eye(3)) @ np.array(shape)
-    if corner.max() < 1e-3 and np.abs(matrix[:3, 3] - shift).max() < 1e-3:
+    low = np.maximum(0, -shift)
+    high = np.minimum(shape, np.array(data.shape) - shift)
+    is_covered = (low == 0).all() and (high == shape).all()
+    is_shift = corner.max() < 1e-3 and np.abs(matrix[:3, 3] - shift).max() < 1e-3
+    if is_shift and (mode == 'constant' or is_covered):
         out = np.zeros(shape, np.float32)
-        low = np.maximum(0, -shift)
-        high = np.minimum(shape, np.array(data.shape) - shift)
         if (high > low).all():
             inside = tuple(slice(a, b) for a, b in zip(low, high))
             out[inside] = data[tuple(slice(a, b) for a, b in zip(low + shift, high + shift))]
