@@ -29,11 +29,14 @@ class Build:
         The nipype workflow; None if no participant has anything to run.
     boilerplate
         Markdown of the methods text.
+    backend
+        Which one renders the Gaussians; empty if nothing runs.
     """
 
     plans: list[ParticipantPlan] = field(default_factory=list)
     workflow: Any = None
     boilerplate: str = ''
+    backend: str = ''
 
 
 class BuildError(RuntimeError):
@@ -50,6 +53,7 @@ def build(config: Config) -> Build:
     """
     from bids_gsrecon.cli.execute import apply_nipype_settings
     from bids_gsrecon.cli.parser import read_filters
+    from bids_gsrecon.gpu import available_backends
     from bids_gsrecon.workflows.base import init_bids_gsrecon_wf
     from bids_gsrecon.workflows.boilerplate import write_boilerplate
     from bids_gsrecon.workflows.plan import plan_participants
@@ -57,11 +61,13 @@ def build(config: Config) -> Build:
     apply_nipype_settings(config)
     filter_file = config.execution.bids_filter_file
     plans = plan_participants(config, read_filters(filter_file) if filter_file else {})
-    workflow, boilerplate = None, ''
+    workflow, boilerplate, backend = None, '', ''
     if any(plan.sessions for plan in plans):
         workflow = init_bids_gsrecon_wf(config=config, plans=plans)
         boilerplate = write_boilerplate(workflow.visit_desc())
-    return Build(plans, workflow, boilerplate)
+        device = config.method.device
+        backend = available_backends()[-1] if device == 'auto' else device
+    return Build(plans, workflow, boilerplate, backend)
 
 
 def build_in_child(config: Config) -> Build:

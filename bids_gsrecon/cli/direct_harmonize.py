@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> str:
 
     started = time.monotonic()
     inputs = read_inputs(args)
+    from bids_gsrecon.gpu import get_backend
     from bids_gsrecon.recon.harmonize import harmonize
 
     with ProgressBar() as progress:
@@ -100,4 +101,5 @@ def run(args: argparse.Namespace) -> str:
     seconds = time.monotonic() - started
     names = ', '.join(path.name for path in written)
     shape = 'x'.join(str(n) for n in result.lattice.shape)
-    return f'gsrecon harmonize: ok, {names} on a grid of {shape} in {seconds:.0f} s -> {args.output}'
+    backend = get_backend(inputs.options.device).name
+    return f'gsrecon harmonize: ok, {names} on a grid of {shape} in {seconds:.0f} s on {backend} -> {args.output}'

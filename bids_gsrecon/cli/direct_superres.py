@@ -113,4 +113,4 @@ def run(args: argparse.Namespace) -> str:
     shape = ' x '.join(str(n) for n in result.lattice.shape)
     sizes = ' x '.join(f'{size:.4g}' for size in result.lattice.voxel_sizes_mm)
     seconds = time.monotonic() - started
-    return f'gsrecon superres: ok, {shape} voxels of {sizes} mm in {seconds:.0f} s -> {args.output}'
+    return f'gsrecon superres: ok, {shape} voxels of {sizes} mm in {seconds:.0f} s on {result.backend} -> {args.output}'

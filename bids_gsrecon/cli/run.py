@@ -69,7 +69,7 @@ def run_participants(config: Config, started: float) -> int:
         say(f'the workflow could not be built: {detail}', error=True)
         return 70
     config.to_toml(config.log_dir / 'config.toml')
-    _announce(config, built.plans)
+    _announce(config, built)
     if built.boilerplate:
         citation = finish.write_citation(config, built.boilerplate)
         if config.execution.boilerplate_only:
@@ -135,9 +135,9 @@ def _conclude(
     return code
 
 
-def _announce(config: Config, plans) -> None:
-    """What will be done and why, participant by participant."""
-    for plan in plans:
+def _announce(config: Config, built) -> None:
+    """What will be done and why, participant by participant; and where."""
+    for plan in built.plans:
         n_images = sum(len(session.targets) for session in plan.sessions)
         if plan.sessions:
             say(f'sub-{plan.participant}: --recon {plan.recon} ({plan.reason}): {n_images} image(s)')
@@ -145,6 +145,9 @@ def _announce(config: Config, plans) -> None:
             say(f'sub-{plan.participant}: nothing to do')
         for message in plan.messages:
             say(f'sub-{plan.participant}: {message}')
+    if built.backend:
+        threads = f'{config.resources.omp_nthreads} thread(s) per node, {config.resources.nprocs} in all'
+        say('computing on a GPU (CUDA)' if built.backend == 'cuda' else f'computing on the CPU ({threads})')
     if config.execution.sloppy:
         say('--sloppy: low quality, for testing only', error=True)
 

@@ -171,6 +171,7 @@ def _sidecar(args, inputs: SuperresInputs, result) -> dict:
         'SliceThickness': round(profile.thickness_mm, 6),
         'RandomSeed': args.random_seed,
         'Options': asdict(inputs.options),
+        'Backend': result.backend,
         'FiguresOfMerit': {k: float(v) for k, v in result.figures.items()},
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'NumberOfGaussians': sum(len(layer) for layer in result.layers),

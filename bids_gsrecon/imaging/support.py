@@ -20,9 +20,11 @@ def find_support(volume: Volume) -> tuple[np.ndarray, str]:
     used where it differs from it, unless most of that is air (a scan turned or warped into a larger box has
     empty corners only). ``foreground``: otherwise, what exceeds a tenth of the bright tissue after
     smoothing, its largest part, holes filled, grown by one voxel. ``everything``: the foreground fills the
-    image, which is then a cut-out. Generous throughout: what is left out is not reconstructed.
+    image, which is then a cut-out (or nothing is positive). Generous throughout: what is left out is not reconstructed.
     """
     data = volume.data
+    if not (data > 0).any():  # no foreground to tell from air
+        return np.ones(data.shape, bool), 'everything'
     smooth = ndimage.gaussian_filter(data, 1.0 / volume.lattice.voxel_sizes_mm)
     mask = _filled(largest_component(smooth > foreground_threshold(smooth)))
     mask = ndimage.binary_dilation(mask)

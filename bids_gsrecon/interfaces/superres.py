@@ -100,6 +100,7 @@ class SuperResolve(SimpleInterface):
             'RandomSeed': inputs.seed,
             'SuperresOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
             'NumberOfGaussians': sum(len(layer) for layer in result.layers),
+            'Backend': result.backend,
             'FiguresOfMerit': {name: float(value) for name, value in result.figures.items()},
         }
         for name, content in (('metadata_file', metadata), ('image_metadata_file', stripped)):

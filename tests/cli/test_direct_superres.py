@@ -57,7 +57,7 @@ def fake(monkeypatch):
         ones = np.ones(lattice.shape, np.float32)
         return SuperresResult(
             lattice, picture, picture, ones, ones > 0, [one_gaussian()],
-            np.zeros_like(image.data), {'goal_db': 40.0}, {'geometry': 0.1},
+            np.zeros_like(image.data), {'goal_db': 40.0}, {'geometry': 0.1}, 'cpu',
         )  # fmt: skip
 
     monkeypatch.setattr(package, 'superres', superres)

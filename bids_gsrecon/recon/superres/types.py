@@ -74,6 +74,8 @@ class SuperresResult:
         Named figures of merit.
     seconds
         By stage.
+    backend
+        Which one rendered: ``cpu``, ``cuda`` or ``reference``.
     """
 
     lattice: Lattice
@@ -85,3 +87,4 @@ class SuperresResult:
     residual: np.ndarray
     figures: dict[str, float]
     seconds: dict[str, float]
+    backend: str
