@@ -302,9 +302,11 @@ def _fit(field, fine, sampling, data, region, fine_region, goal, options, report
 def _sampled(image, lattice, mask, layers, fine, options):
     """Image, amplitude and relaxation maps, and mask on the output grid."""
     matrix = image.lattice.world_to_voxel @ lattice.affine
-    inside = resample(ndimage.binary_dilation(mask).astype(np.float32), matrix, lattice.shape, 1) > 0.25
+    # The outer half of the image's first and last voxels lies beyond their centres: repeated, not zero.
+    wide = ndimage.binary_dilation(mask).astype(np.float32)
+    inside = resample(wide, matrix, lattice.shape, 1, mode='nearest') > 0.25
     inside &= reached(lattice, image.lattice)
-    output_mask = resample(mask.astype(np.float32), matrix, lattice.shape, 1) >= 0.5
+    output_mask = resample(mask.astype(np.float32), matrix, lattice.shape, 1, mode='nearest') >= 0.5
     picture = resample(image.data, matrix, lattice.shape, 1, mode='nearest')
     picture[~reached(lattice, image.lattice)] = 0
     amplitude, relaxation = (np.zeros(lattice.shape, np.float32) for _ in range(2))

@@ -27,7 +27,7 @@ def self_similar(
 ) -> np.ndarray:
     """The estimate after the turns; all arrays (k, j, i), ``data`` and ``region`` on the acquired grid."""
     turns = STRONG_TURNS if estimate.size >= MANY_CELLS * data.size else WEAK_TURNS
-    least = np.float32(LEAST_DEVIATION * data[region].std())
+    least = np.float32(max(LEAST_DEVIATION * float(data[region].std()), 1e-4))  # of a constant image too
     back = Consistency(sampling)
     for turn, strength in enumerate(turns):
         deviation = np.maximum(local_deviation(estimate), least)
