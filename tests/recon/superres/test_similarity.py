@@ -141,13 +141,10 @@ def test_turns_bring_cubic_nearer_to_the_truth_and_to_the_data(how):
     assert turns[-1] == ('self-similarity', len(turns), len(turns)) and len(turns) >= 2
 
 
-def test_a_constant_stays():
+@pytest.mark.parametrize('value', [0.7, 1.0])
+def test_a_constant_stays(value):
     sampling = operator()
-    estimate = np.full(sampling.fine_shape, 0.7, np.float32)
-    data = np.full(COARSE.shape, 0.7, np.float32)
-    data[0, 0, 0] = 0.70001  # a deviation of zero would divide by zero
+    estimate = np.full(sampling.fine_shape, value, np.float32)
+    data = np.full(COARSE.shape, value, np.float32)
     found = self_similar(estimate, sampling, data, np.ones(COARSE.shape, bool))
-    np.testing.assert_allclose(found, 0.7, atol=1e-3)
-    flat = self_similar(estimate, sampling, np.full_like(data, 0.7), np.ones(COARSE.shape, bool))
-    assert np.isfinite(flat).all()
-    np.testing.assert_allclose(flat, 0.7, atol=1e-3)
+    np.testing.assert_allclose(found, value, atol=1e-3)
