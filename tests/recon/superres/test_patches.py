@@ -123,8 +123,9 @@ def test_same_seed_same_network_whatever_the_threads():
 def test_applied_detail_is_the_mean_over_the_mirrorings(images):
     fine, coarse = images
     flips = [
-        (SHAPE.flipped(axes), np.flip(np.arange(6).reshape(1, 2, 3), axes).ravel()) for axes in ([], [1], [2])
+        (SHAPE.flipped(axes), np.flip(np.arange(6).reshape(1, 2, 3), axes).ravel()) for axes in ([], [1])
     ]
+    flips.append((SHAPE.flipped([2]), np.roll(np.arange(6), 1)))  # an order that is not its own inverse
     centres = np.argwhere(coarse > 0.2)
     features = SHAPE.gather(fine, coarse, centres)
     network = train_detail(features, gather_cells(fine, centres, (1, 2, 3)), flips, seed=0, options=FEW)
