@@ -161,6 +161,22 @@ def test_maps_stay_within_the_gaussians_own_range(result):
     assert out.relaxation_proxy[out.mask].min() > 0
 
 
+def test_maps_are_weighted_by_the_gaussians_alone(case, result):
+    """By hand at some voxels: sum g_i v_i / sum g_i, without the relaxation weights that the image has."""
+    truth, out = case[2], result[0]
+    field = out.layers[0]
+    six = field.covariances_mm2()
+    inverse = np.linalg.inv(six[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3))
+    values = np.stack([field.amplitudes[:, 0], relaxation_of(field.log_weights)], 1)
+    where = np.argwhere(out.mask)
+    for index in where[np.random.default_rng(0).permutation(len(where))[:20]]:
+        left = truth.lattice.to_world(index) - field.means_mm
+        g = np.maximum(np.exp(-0.5 * np.einsum('na,nab,nb->n', left, inverse, left)) - np.exp(-4.5), 0)
+        expected = g @ values / g.sum()
+        assert out.amplitude[tuple(index)] == pytest.approx(expected[0], abs=0.5)
+        assert out.relaxation_proxy[tuple(index)] == pytest.approx(expected[1], rel=5e-3)
+
+
 def test_saved_layers_sampled_again_are_the_image(case, result):
     image, _, truth, _ = case
     out = result[0]
@@ -359,7 +375,12 @@ def test_threads_do_not_matter(case, result):
     before = numba.get_num_threads()
     if before < 2:
         pytest.skip('needs two threads')
-    one = run(image, truth.lattice, image_mask, replace(FAST, n_threads=1)).image
+    seen = set()
+    one = run(
+        image, truth.lattice, image_mask, replace(FAST, n_threads=1),
+        progress=lambda *state: seen.add(numba.get_num_threads()),
+    ).image  # fmt: skip
+    assert seen == {1}
     assert numba.get_num_threads() == before, 'the limit is lifted again'
     np.testing.assert_allclose(one, result[0].image, atol=1e-5 * 500, rtol=0)
 
