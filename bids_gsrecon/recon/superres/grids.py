@@ -9,6 +9,7 @@ from bids_gsrecon.imaging.profile import SliceProfile
 
 PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
 CLEARLY_COARSER = 1.3
+LARGER = 1.3  # cells to a rendered point: output voxels below 1.95 cells show the field at their centre
 SLACK = 0.25  # an output a quarter finer than a whole factor of the input needs no finer cells
 
 
@@ -81,6 +82,12 @@ def cell_factors(image: Lattice, output: Lattice) -> tuple[int, int, int]:
     """Cells into which the voxels of ``image`` are cut, so that they are about as fine as the output."""
     factors = np.ceil(upsampling_factors(image, output) - SLACK)
     return tuple(int(f) for f in np.maximum(factors, 1))
+
+
+def points_per_voxel(cells: Lattice, output: Lattice) -> tuple[int, int, int]:
+    """At how many points along its stored axes a voxel of ``output`` is rendered; their mean is its value."""
+    steps = np.linalg.norm((cells.world_to_voxel @ output.affine)[:3, :3], axis=0)  # cells to a voxel
+    return tuple(int(n) for n in np.maximum(np.round(steps / LARGER), 1))
 
 
 def check_finer(image: Lattice, output: Lattice) -> None:

@@ -25,6 +25,7 @@ from bids_gsrecon.recon.superres.grids import (
     check_finer,
     default_slice_axis,
     is_through_plane,
+    points_per_voxel,
 )
 from bids_gsrecon.recon.superres.physics import fit_physics, relaxation_of
 from bids_gsrecon.recon.superres.similarity import Consistency, self_similar
@@ -99,11 +100,9 @@ def _superres(image, lattice, profiles, mask, options, seed, report) -> Superres
     box = _box(mask, REGION_MARGIN)
     source = image.lattice.cropped([s.start for s in box], [s.stop for s in box])
     region = ndimage.binary_dilation(mask[box])
-    scale = float(np.percentile(image.data[mask], 99.5))
+    scale = float(np.percentile(np.abs(image.data[mask]), 99.5))  # of either sign: CT, phase, maps
     if not scale > 0:
-        raise ValueError(
-            'the image is not positive inside the mask: give a magnitude image, and a mask that covers the object'
-        )
+        raise ValueError('the image is zero inside the mask: give a mask that covers the object')
     # Arrays are (k, j, i) from here on: the Gaussian engine keeps the first stored axis fastest in memory.
     data = np.ascontiguousarray(image.data[box].transpose(2, 1, 0)) / np.float32(scale)
     region = np.ascontiguousarray(region.transpose(2, 1, 0))
@@ -313,15 +312,13 @@ def _sampled(image, lattice, mask, layers, fine, options):
     if inside.any():
         box = _box(inside, 0)
         crop = lattice.cropped([s.start for s in box], [s.stop for s in box])
-        # Output voxels much larger than the cells show their mean, not a point.
-        repeat = np.maximum(1, np.round(crop.voxel_sizes_mm.min() / fine.voxel_sizes_mm.min() / 1.3)).astype(
-            int
-        )
-        rendered = render(layers, crop.refined([repeat] * 3) if repeat > 1 else crop, backend=options.device)
-        if repeat > 1:
-            shape = [n for size in crop.shape for n in (size, repeat)]
+        # Output voxels much larger than the cells along an axis show their mean, not a point.
+        repeat = points_per_voxel(fine, crop)
+        rendered = render(layers, crop.refined(repeat) if max(repeat) > 1 else crop, backend=options.device)
+        if max(repeat) > 1:
+            shape = [n for pair in zip(crop.shape, repeat) for n in pair]
             rendered = rendered.reshape(shape).mean((1, 3, 5))
-        # A magnitude image has no values below its least; Gaussians may ring a little beside sharp edges.
+        # Nothing below the darkest acquired value: Gaussians may ring a little beside sharp edges.
         rendered = np.maximum(rendered, image.data.min())
         picture[box] = np.where(inside[box], rendered, picture[box])
         amplitude[box], relaxation[box] = _maps(layers[0], crop, options)
