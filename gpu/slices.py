@@ -1,9 +1,11 @@
 """Pixels of slices that see a grid of equal Gaussians, each slice from its own pose.
 
-A pixel at ``p`` sees ``v = sum_k a_k w_k``, ``w_k = c exp(-u_k^T S u_k / 2)`` with ``u_k = S^-1 (p - k)``: S is the
+A pixel at ``p`` sees ``v = sum_k a_k w_k``, ``w_k = c (E_k - exp(-R^2 / 2))_+``, ``E_k = exp(-u_k^T S u_k / 2)`` with
+``u_k = S^-1 (p - k)``: S is the
 covariance of the grid's Gaussians plus that of the slice's point spread, turned with the slice (one per slice), k the
 nodes of a regular grid at integers, c such that a constant image stays constant. All in index space of the grid.
-Weights are cut at Mahalanobis 3 and kept (they change only when poses move), in runs along the first axis.
+Weights end at Mahalanobis R = 3, continuously, so that derivatives are exact; they are kept (they change only when
+poses move), in runs along the first axis.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ def _count(points, owner, factors, shape, cutoff, n_runs, n_weights):
 @njit(cache=True, parallel=True, error_model='numpy')
 def _fill(points, owner, factors, scales, shape, cutoff, run_start, weight_start, first, length, weights):
     nx, ny, nz = shape
+    level = math.exp(-0.5 * cutoff * cutoff)
     for i in prange(len(points)):
         szz, b, var_y, c, a, var_x = factors[owner[i]]
         px, py, pz = points[i]
@@ -88,10 +91,11 @@ def _fill(points, owner, factors, scales, shape, cutoff, run_start, weight_start
                 run += 1
                 # exp(-(x - centre)^2 / 2 var) along the run by its ratios: two exponentials a run.
                 t = x0 - centre
-                w = scales[owner[i]] * math.exp(-0.5 * (r2 - left + t * t / var_x))
+                scale = scales[owner[i]]
+                w = math.exp(-0.5 * (r2 - left + t * t / var_x))
                 ratio = math.exp(-(t + 0.5) / var_x)
                 for _ in range(mx):
-                    weights[place] = w
+                    weights[place] = scale * max(w - level, 0.0)
                     place += 1
                     w *= ratio
                     ratio *= step
@@ -146,6 +150,7 @@ def _moments(
     points,
     owner,
     precisions,
+    levels,
     shape,
     run_start,
     weight_start,
@@ -158,6 +163,7 @@ def _moments(
     nx, ny, _ = shape
     for i in prange(len(points)):
         pxx, pxy, pxz, pyy, pyz, pzz = precisions[owner[i]]
+        level = levels[owner[i]]
         place = weight_start[i]
         m1, m2, m3 = 0.0, 0.0, 0.0
         m11, m12, m13, m22, m23, m33 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -165,7 +171,7 @@ def _moments(
             node = first[run]
             s0, s1, s2 = 0.0, 0.0, 0.0
             for m in range(length[run]):
-                t = weights[place + m] * image[node + m]
+                t = (weights[place + m] + level) * image[node + m]  # c E
                 s0 += t
                 s1 += t * m
                 s2 += t * m * m
@@ -189,6 +195,19 @@ def _moments(
         out_second[i, 3], out_second[i, 4], out_second[i, 5] = m22, m23, m33
 
 
+def unit_mass(cutoff: float) -> float:
+    """Integral of ``(exp(-q / 2) - exp(-R^2 / 2))_+`` for unit covariance."""
+    gaussian = (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 3))
+    return gaussian - math.exp(-0.5 * cutoff**2) * 4.0 / 3.0 * math.pi * cutoff**3
+
+
+def variance_ratio(cutoff: float) -> float:
+    """Variance of the cut Gaussian over that of the whole one; `PixelWeights` widens its Gaussians by the inverse."""
+    gaussian = 3 * (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 5))
+    level = math.exp(-0.5 * cutoff**2) * 4.0 / 5.0 * math.pi * cutoff**5
+    return (gaussian - level) / 3.0 / unit_mass(cutoff)
+
+
 def _checked(points, owner, covariances, shape):
     points = np.ascontiguousarray(points, dtype=np.float64)
     owner = np.ascontiguousarray(owner, dtype=np.int64)
@@ -198,7 +217,7 @@ def _checked(points, owner, covariances, shape):
         raise ValueError(f'points must be (N, 3) and owner (N,), not {points.shape} and {owner.shape}')
     if covariances.ndim != 2 or covariances.shape[1] != 6:
         raise ValueError(f'covariances must be (M, 6), not {covariances.shape}')
-    if len(owner) and not (0 <= owner.min() and owner.max() < len(covariances)):
+    if len(owner) and not (owner.min() >= 0 and owner.max() < len(covariances)):
         raise ValueError('an owner has no covariance')
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f'a grid has three positive sizes, not {shape}')
@@ -228,7 +247,7 @@ class PixelWeights:
         owner
             (N,) which covariance (slice) a pixel has.
         covariances
-            (M, 6) S of each slice, xx, xy, xz, yy, yz, zz, in voxels^2.
+            (M, 6) covariance of what each slice's pixels weigh (S is a little wider, as it is cut), xx, xy, xz, yy, yz, zz, in voxels^2.
 
         Raises
         ------
@@ -236,13 +255,14 @@ class PixelWeights:
             Shapes that do not fit, values that are not finite, covariances that are not positive definite.
         """
         points, owner, covariances, shape = _checked(points, owner, covariances, shape)
+        covariances = covariances / variance_ratio(cutoff)
         full = covariances[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
         if not np.isfinite(full).all() or (np.linalg.eigvalsh(full) <= 0).any():
             raise ValueError('a covariance is not positive definite')
         factors = np.array([_factors(covariances, i) for i in range(len(covariances))]).reshape(-1, 6)
         self._precisions = np.linalg.inv(full).reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]].copy()
-        kept = stats.chi2.cdf(cutoff**2, 3)  # mass inside the cut
-        scales = 1.0 / (kept * np.sqrt((2 * np.pi) ** 3 * np.prod(factors[:, [0, 2, 5]], axis=1)))
+        scales = 1.0 / (unit_mass(cutoff) * np.sqrt(np.prod(factors[:, [0, 2, 5]], axis=1)))
+        self._levels = scales * math.exp(-0.5 * cutoff**2)
         n = len(points)
         n_runs, n_weights = np.empty(n, np.int64), np.empty(n, np.int64)
         _count(points, owner, factors, shape, float(cutoff), n_runs, n_weights)
@@ -299,7 +319,7 @@ class PixelWeights:
         return out.reshape(self.shape[::-1]).transpose(2, 1, 0)
 
     def moments(self, image) -> tuple[np.ndarray, np.ndarray]:
-        """``sum_k a_k w_k u_k`` (N, 3) and ``sum_k a_k w_k u_k u_k^T`` (N, 6), float64.
+        """``c sum_k a_k E_k u_k`` (N, 3) and ``c sum_k a_k E_k u_k u_k^T`` (N, 6) inside the cut, float64.
 
         The value's gradient in the pixel's position is minus the first; its gradient in S is half the second
         minus ``S^-1`` times half the value, of which a rotation of S sees only the second.
@@ -310,6 +330,7 @@ class PixelWeights:
             self._points,
             self._owner,
             self._precisions,
+            self._levels,
             self.shape,
             *self._runs,
             first,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bids_gsrecon.gpu.slices import PixelWeights
+from bids_gsrecon.gpu.slices import PixelWeights, unit_mass, variance_ratio
 from bids_gsrecon.gpu.threads import thread_limit
 
 SHAPE = (13, 11, 12)
@@ -28,14 +28,13 @@ def case():
 
 def dense(points, owner, cov, cutoff=3.0):
     """The matrix (pixels, nodes) by the formula."""
-    from scipy import stats
-
+    cov = cov / variance_ratio(cutoff)
     nodes = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing='ij'), -1).reshape(-1, 3)
     full = cov[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)[owner]
     d = points[:, None] - nodes
     q = np.einsum('ijk,ikl,ijl->ij', d, np.linalg.inv(full), d)
-    norm = stats.chi2.cdf(cutoff**2, 3) * np.sqrt((2 * np.pi) ** 3 * np.linalg.det(full))
-    return np.where(q <= cutoff**2, np.exp(-q / 2), 0) / norm[:, None]
+    norm = unit_mass(cutoff) * np.sqrt(np.linalg.det(full))
+    return np.maximum(np.exp(-q / 2) - np.exp(-(cutoff**2) / 2), 0) / norm[:, None]
 
 
 def test_equals_the_dense_matrix(case):
@@ -55,11 +54,10 @@ def test_a_constant_stays_constant_inside(case):
     shape = (24, 24, 24)
     points = np.random.default_rng(0).uniform(9, 14, (50, 3))
     weights = PixelWeights(points, np.zeros(50, int), covariances(rotations), shape)
-    np.testing.assert_allclose(weights.forward(np.full(shape, 7.0)), 7.0, rtol=0.01)
+    np.testing.assert_allclose(weights.forward(np.full(shape, 7.0)), 7.0, rtol=0.02)
 
 
 def test_moments_are_the_derivatives(case):
-    """A wide cut, so that nodes entering and leaving it do not disturb the differences."""
     rng, points, owner, rotations = case
     image = rng.normal(size=SHAPE)
     omega = rng.normal(size=3)
@@ -68,20 +66,23 @@ def test_moments_are_the_derivatives(case):
     def values(step_p, step_r):
         turned = [Rotation.from_rotvec(step_r * omega).as_matrix() @ r for r in rotations]
         moved = points + step_p * omega
-        return dense(moved, owner, covariances(turned), cutoff=7.0) @ image.ravel()
+        return dense(moved, owner, covariances(turned)) @ image.ravel()
 
-    weights = PixelWeights(points, owner, covariances(rotations), SHAPE, cutoff=7.0)
+    weights = PixelWeights(points, owner, covariances(rotations), SHAPE)
     first, second = weights.moments(image)
-    h = 1e-4
+    h = 1e-3
     numeric = (values(h, 0) - values(-h, 0)) / (2 * h)
-    np.testing.assert_allclose(-first @ omega, numeric, atol=3e-6)
+    # At the cut the weights have a kink: a few nodes there disturb the differences.
+    assert np.median(np.abs(-first @ omega - numeric)) < 1e-6
+    np.testing.assert_allclose(-first @ omega, numeric, atol=1e-3)
     psf = np.stack([r @ DIAGONAL @ r.T for r in rotations])[owner]
     change = np.einsum('ij,njk->nik', skew, psf)
-    change = change + change.transpose(0, 2, 1)
+    change = (change + change.transpose(0, 2, 1)) / variance_ratio(3.0)
     full = second[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
     analytic = 0.5 * np.einsum('nij,nij->n', full, change)
     numeric = (values(0, h) - values(0, -h)) / (2 * h)
-    np.testing.assert_allclose(analytic, numeric, atol=3e-6)
+    assert np.median(np.abs(analytic - numeric)) < 1e-6
+    np.testing.assert_allclose(analytic, numeric, atol=1e-3)
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason='one thread only')
@@ -117,3 +118,10 @@ def test_pixels_beyond_the_grid_see_nothing(case):
     _, _, _, rotations = case
     weights = PixelWeights(np.full((3, 3), 99.0), [0, 1, 2], covariances(rotations), SHAPE)
     assert not weights.forward(np.ones(SHAPE)).any() and not weights.adjoint(np.ones(3)).any()
+
+
+def test_mass_of_the_cut_gaussian():
+    x = np.linspace(-3, 3, 61)
+    q = x[:, None, None] ** 2 + x[:, None] ** 2 + x**2
+    integral = np.maximum(np.exp(-q / 2) - np.exp(-4.5), 0).sum() * 0.1**3
+    assert unit_mass(3.0) == pytest.approx(integral, rel=1e-3)
