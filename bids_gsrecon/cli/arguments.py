@@ -29,6 +29,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """A whole number, zero or above, that every random generator takes."""
+    if not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number from 0 to {2**31 - 1}')
+    return int(text)
+
+
 def image_stem(path) -> str:
     """File name without its NIfTI suffix."""
     name = Path(path).name

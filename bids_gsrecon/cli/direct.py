@@ -83,7 +83,7 @@ def main(argv=None) -> int:
     except KeyboardInterrupt:
         return _fail(args.command, 'interrupted; nothing was half-written.', EXIT_FAILED, False)
     except MemoryError as error:
-        remedy = 'out of memory: crop the images, give a mask, or use a coarser --resolution.'
+        remedy = 'out of memory: crop the images, give a mask, or ask for larger voxels.'
         return _fail(args.command, f'{remedy} ({error})' if str(error) else remedy, EXIT_FAILED, verbose)
     except Exception as error:
         message = f'{type(error).__name__}: {error} (run again with -v for the traceback and report it).'

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 
 SUMMARY = 'a small BIDS data set with known truth, in seconds'
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--noise', type=float, default=0.015, metavar='F', help='noise, fraction of the maximum'
     )
-    parser.add_argument('--seed', type=int, default=0, help='another seed, other heads')
+    parser.add_argument('--seed', type=seed_number, default=0, help='another seed, other heads')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 
 SUMMARY = 'thick contrasts onto the grid of an isotropic reference'
 
@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='ablation: let Gaussians move slightly for each contrast',
     )
-    parser.add_argument('--random-seed', type=int, default=0, metavar='N', help='same seed, same result')
+    parser.add_argument(
+        '--random-seed', type=seed_number, default=0, metavar='N', help='same seed, same result'
+    )
     parser.add_argument(
         '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
     )

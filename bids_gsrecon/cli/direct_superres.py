@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 from bids_gsrecon.cli.method_options import (
     SHARED_SWITCHES,
     SUPERRES_SWITCHES,
@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     grid = parser.add_argument_group('output grid').add_mutually_exclusive_group()
     grid.add_argument(
-        '--zooms', type=positive_float, nargs='+', metavar='MM', help='voxel sizes: one number or three'
+        '--zooms',
+        type=positive_float,
+        nargs='+',
+        metavar='MM',
+        help='voxel sizes: one number or three (write IN before it)',
     )
     grid.add_argument(
         '--shape', type=positive_int, nargs=3, metavar='N', help='number of voxels along the three axes'
@@ -69,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_switches(model, {**SHARED_SWITCHES, **SUPERRES_SWITCHES})
     parser.add_argument('--save-field', action='store_true', help='also write OUT_field.h5')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), help='where to compute (default: auto)')
-    parser.add_argument('--random-seed', type=int, default=0, metavar='N', help='same seed, same result')
+    parser.add_argument(
+        '--random-seed', type=seed_number, default=0, metavar='N', help='same seed, same result'
+    )
     parser.add_argument(
         '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
     )

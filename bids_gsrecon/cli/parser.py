@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bids_gsrecon import __version__
 from bids_gsrecon.cli import checks
-from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 from bids_gsrecon.cli.method_options import (
     HARMONIZE_SLOPPY,
     SUPERRES_SLOPPY,
@@ -155,7 +155,9 @@ def _add_behaviour(group):
     group.add_argument(
         '--clean-workdir', **flag, help='start over: remove what earlier runs left in the work dir'
     )
-    group.add_argument('--random-seed', type=int, metavar='N', help='seed of everything random (default: 0)')
+    group.add_argument(
+        '--random-seed', type=seed_number, metavar='N', help='seed of everything random (default: 0)'
+    )
     group.add_argument(
         '--reports-only', **flag, help='only write the reports again, from the existing figures'
     )

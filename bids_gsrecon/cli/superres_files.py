@@ -71,6 +71,11 @@ def read_inputs(args) -> SuperresInputs:
             f'{path} has voxels of {_sizes(image.lattice)} mm, as fine as the output ({_sizes(lattice)} mm) '
             'already: ask for smaller voxels (--zooms), or copy it with --copy-if-fine.'
         )
+    if copy and args.like and not lattice.same_as(image.lattice):
+        raise InputError(
+            f'{path} is as fine as {args.like} already, and a copy (--copy-if-fine) would keep its own grid: '
+            'resample it with an interpolating program, or leave out --like.'
+        )
     if args.mask:
         mask, mask_source = load_mask(args.mask, image.lattice), 'given'
     else:

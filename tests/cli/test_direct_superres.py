@@ -183,6 +183,42 @@ def test_an_image_that_is_fine_already_is_refused_or_copied(case, fake, capsys):
     assert not fake
 
 
+def test_a_copy_is_not_passed_off_as_the_grid_of_like(case, fake, capsys):
+    image = nib.load(case / 'T1w.nii.gz')
+    shifted = image.affine.copy()
+    shifted[:3, 3] += 0.5
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), shifted), case / 'like.nii.gz')
+    out = case / 'new' / 'sr.nii.gz'
+    assert run(case / 'T1w.nii.gz', '-o', out, '--like', case / 'like.nii.gz', '--copy-if-fine') == 2
+    message = error_line(capsys)
+    assert 'T1w.nii.gz' in message and 'like.nii.gz' in message and 'leave out --like' in message
+    assert not out.exists() and not fake
+    same = case / 'T1w.nii.gz'
+    (case / 'same.nii.gz').write_bytes(same.read_bytes())
+    assert run(same, '-o', out, '--like', case / 'same.nii.gz', '--copy-if-fine') == 0
+
+
+@pytest.mark.parametrize('seed', ['-1', '1.5', str(2**31)])
+def test_a_seed_that_cannot_be_is_refused_at_once(case, fake, capsys, seed):
+    with pytest.raises(SystemExit) as left:
+        run(case / 'T2w.nii.gz', '-o', case / 'sr.nii.gz', '--random-seed', seed)
+    assert left.value.code == 2
+    assert f'--random-seed: {seed!r} is not a whole number' in capsys.readouterr().err
+    assert not fake
+
+
+def test_memory_that_runs_out_has_a_remedy_that_superres_knows(case, fake, capsys, monkeypatch):
+    import bids_gsrecon.recon.superres as package
+
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(package, 'superres', full)
+    assert run(case / 'T2w.nii.gz', '-o', case / 'sr.nii.gz') == 1
+    message = error_line(capsys)
+    assert 'out of memory' in message and 'larger voxels' in message and '--resolution' not in message
+
+
 def spoil(path, kind):
     image = nib.load(path)
     data, affine, dtype = np.asarray(image.dataobj).copy(), image.affine, np.float32
@@ -196,8 +232,6 @@ def spoil(path, kind):
         data = data[:, :, 0]
     elif kind == 'constant':
         data[:] = 3
-    elif kind == 'negative':
-        data = -data - 1
     elif kind == 'complex':
         dtype = np.complex64
     if kind == 'RGB':
@@ -237,7 +271,6 @@ def spoil(path, kind):
         ('RGB', 'RGB or complex'),
         ('zero voxel size', 'voxel size'),
         ('negative voxel size', 'voxel size'),
-        ('negative', 'not positive'),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(case, capsys, kind, words):

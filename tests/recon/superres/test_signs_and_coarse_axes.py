@@ -26,7 +26,7 @@ def reconstructed(image, lattice, mask, options=FAST):
 
 @pytest.mark.parametrize('model', ['auto', 'physics'])
 def test_negative_images_are_reconstructed_like_their_mirror_image(coarse, model):
-    image, truth, mask = coarse
+    image, truth, _ = coarse
     everything = np.ones(image.data.shape, bool)
     options = replace(FAST, model=model)
     usual = reconstructed(image, truth.lattice, everything, options).image
@@ -56,7 +56,7 @@ def test_points_per_voxel_by_axis():
 
 def test_axes_that_become_coarser_are_averaged(coarse):
     """The mean over pairs of voxels along one axis is the image with half as many: nothing is skipped."""
-    image, truth, mask = coarse
+    image, truth, _ = coarse
     shape = np.array(truth.data.shape)
     everything = np.ones(image.data.shape, bool)
     fine = reconstructed(image, truth.lattice, everything).image
