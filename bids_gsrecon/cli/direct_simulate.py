@@ -2,16 +2,18 @@
 
 gsrecon simulate slices IN OUT --axis 2 --factor 5     slices five voxels thick along the third stored axis
 gsrecon simulate coarse IN OUT --factor 2              voxels twice as large along every axis
+gsrecon simulate stacks IN OUTDIR --mask M --in-plane 1 --thickness 3    three stacks of slices that moved
 """
 
 from __future__ import annotations
 
 import argparse
 
+from bids_gsrecon.cli import simulate_stacks
 from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float
 from bids_gsrecon.errors import InputError
 
-SUMMARY = 'thick slices or coarse voxels out of a good image, with a true header'
+SUMMARY = 'thick slices, coarse voxels or moving stacks out of a good image, with true headers'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_common_arguments(coarse)
 
+    stacks = kinds.add_parser('stacks', help='stacks of thick slices, each of which moved')
+    simulate_stacks.add_arguments(stacks)
+
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -71,7 +76,8 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Simulate, write, and say what was written."""
-    return _run_coarse(args) if args.kind == 'coarse' else _run_slices(args)
+    kinds = {'slices': _run_slices, 'coarse': _run_coarse, 'stacks': simulate_stacks.run}
+    return kinds[args.kind](args)
 
 
 def _run_slices(args: argparse.Namespace) -> str:

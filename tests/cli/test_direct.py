@@ -272,6 +272,39 @@ def test_simulate_coarse_writes_the_image_and_its_sidecar(case, capsys):
         assert words in error_line(capsys)
 
 
+def test_simulate_stacks_writes_everything_together(case, capsys):
+    out = case / 'stacks'
+    options = ['--mask', case / 'mask.nii.gz', '--in-plane', 2, '--thickness', 4, '--gap', 1, '--stacks', 2]
+    assert run('simulate', 'stacks', case / 'truth.nii.gz', out, *options, '--seed', 3) == 0
+    assert 'ok, 2 stacks' in capsys.readouterr().out
+    names = {f'{kind}-{n}' for kind in ('stack', 'mask') for n in (1, 2)}
+    assert {p.name for p in out.iterdir()} == {f'{name}.nii.gz' for name in names} | {
+        *('stack-1.json', 'stack-2.json', 'poses.tsv', 'truth.nii.gz', 'truth-mask.nii.gz')
+    }
+    header, *rows = [line.split('\t') for line in (out / 'poses.tsv').read_text().splitlines()]
+    assert header[:3] == ['stack', 'slice', 'm00'] and len(header) == 18
+    images = [nib.load(out / f'stack-{n}.nii.gz') for n in (1, 2)]
+    assert len(rows) == sum(image.shape[2] for image in images)
+    np.testing.assert_allclose(np.array(rows, float)[:, -4:], np.tile([0, 0, 0, 1], (len(rows), 1)))
+    for n, image in enumerate(images, 1):
+        np.testing.assert_allclose(image.header.get_zooms(), [2, 2, 5], atol=1e-5)
+        assert nib.load(out / f'mask-{n}.nii.gz').shape == image.shape
+        sidecar = json.loads((out / f'stack-{n}.json').read_text())
+        assert (sidecar['SliceThickness'], sidecar['SpacingBetweenSlices']) == (4, 5)
+        assert sorted(sidecar['SliceTiming']) == list(range(image.shape[2]))
+    before = (out / 'stack-1.nii.gz').read_bytes()
+    for bad, words in (
+        ([*options, '--share-moving', 2], 'between 0 and 1'),
+        ([*options[:-1], 9], 'number of stacks'),
+        ([*options[:-1], 1], 'another simulation'),
+    ):
+        assert run('simulate', 'stacks', case / 'truth.nii.gz', out, *bad) == 2
+        assert words in error_line(capsys)
+    assert run('simulate', 'stacks', out / 'truth.nii.gz', out, *options) == 2
+    assert 'overwritten' in error_line(capsys)
+    assert (out / 'stack-1.nii.gz').read_bytes() == before
+
+
 def test_evaluate_prints_a_line_or_json(case, capsys):
     assert (
         run('evaluate', case / 'T2w.nii.gz', case / 'truth.nii.gz', '--mask', case / 'mask.nii.gz', '--json')
