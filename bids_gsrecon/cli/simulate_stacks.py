@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import output_folder, positive_float, positive_int, refuse_overwrite
+from bids_gsrecon.cli.arguments import (
+    output_folder,
+    positive_float,
+    positive_int,
+    refuse_overwrite,
+    seed_number,
+)
 from bids_gsrecon.errors import InputError
 
 
@@ -69,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='F',
         help='Rician noise, fraction of the 99.5th percentile in the mask (default: 0.02)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of motion, gains and noise')
+    parser.add_argument(
+        '--seed', type=seed_number, default=0, metavar='N', help='seed of motion, gains and noise'
+    )
     parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
 
 
