@@ -52,6 +52,7 @@ def init_ds_superres_wf(
     workflow = LiterateWorkflow(name=name)
     fields = ['image', 'amplitude', 'relaxation_proxy', 'mask', 'field', 'metadata', 'image_metadata']
     inputnode = pe.Node(niu.IdentityInterface(fields=[*fields, 'pictures', 'parts']), name='inputnode')
+    used = what_was_used(target) if target.average else 'one image'
     sources = [raw_uri(target.file, config.bids_dir)]
     common = {
         'Resolution': f'{target.output_mm:g} mm isotropic over the field of view of the image',
@@ -63,7 +64,7 @@ def init_ds_superres_wf(
         'ds_image',
         image_name(target, 'sr').path('.nii.gz'),
         {
-            'Description': f'{what_was_used(target)}, on a finer grid by Gaussians fitted to it alone',
+            'Description': f'{used}, on a finer grid by Gaussians fitted to it alone',
             **common,
         },
         **gradient_companions(target),

@@ -66,7 +66,7 @@ def plan_participant(config: Config, participant: str, files: list[Path]) -> Par
 
 def _choose_recon(config: Config, participant: str, scans: list[Scan]) -> tuple[str, str]:
     if config.method.recon != 'auto':
-        return config.method.recon, f'--recon {config.method.recon}'
+        return config.method.recon, 'as asked for'
     suffix = config.method.reference
     roles: Roles = find_roles(scans, suffix)
     if roles.chosen and roles.others:

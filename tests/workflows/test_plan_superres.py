@@ -39,7 +39,7 @@ def names(item):
 def test_every_image_by_itself_and_fine_ones_left_out(tmp_path, plan):
     healthy(tmp_path / 'bids')
     item = plan()['01']
-    assert (item.recon, item.errors) == ('superres', [])
+    assert (item.recon, item.reason, item.errors) == ('superres', 'as asked for', [])
     assert names(item) == ['sub-01_FLAIR', 'sub-01_T2w']
     assert [t.slice_axis for t in item.sessions[0].targets] == [1, 2]
     assert {t.output_mm for t in item.sessions[0].targets} == {4.0}

@@ -41,6 +41,13 @@ def test_names_of_the_results(tmp_path, config):
     assert len(paths) == len(set(paths)) == 15, 'no two results share a name'
 
 
+def test_the_sidecar_speaks_of_an_image(tmp_path, config):
+    healthy(tmp_path / 'bids')
+    workflow = build(config()).workflow
+    sink = workflow.get_node('sub_01_wf.session_wf.T2w_wf.ds_superres_wf.ds_image')
+    assert sink.interface.inputs.metadata['Description'].startswith('one image, on a finer grid')
+
+
 def test_what_a_session_must_have_made(tmp_path, config):
     healthy(tmp_path / 'bids')
     settings = config()
