@@ -53,7 +53,7 @@ class SuperresOptions:
 
 @dataclass(eq=False)
 class SuperresResult:
-    """One image on ``lattice``; every map is (i, j, k) float32 and zero outside ``mask``.
+    """One image on ``lattice``, (i, j, k) float32 maps; outside ``mask`` the image is interpolated, maps are zero.
 
     Attributes
     ----------
