@@ -17,6 +17,9 @@ from bids_gsrecon.solvers.cg import conjugate_gradient
 WEAK_TURNS = (0.5, 0.5)
 STRONG_TURNS = (1.0, 1.0, 0.5, 0.5)
 MANY_CELLS = 20
+# Voxels that skip most of the tissue leave more to their likes.
+SKIPPING_TURNS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
+SKIPPED = 0.5
 LEAST_DEVIATION = 0.02  # of the image's
 SPREAD = 0.33  # standard deviation of a correction, of the voxel spacing
 NOISE = 0.005  # of a voxel's own part in the normal operator
@@ -26,7 +29,7 @@ def self_similar(
     estimate: np.ndarray, sampling: VoxelSampling, data: np.ndarray, region: np.ndarray, progress=None
 ) -> np.ndarray:
     """The estimate after the turns; all arrays (k, j, i), ``data`` and ``region`` on the acquired grid."""
-    turns = STRONG_TURNS if estimate.size >= MANY_CELLS * data.size else WEAK_TURNS
+    turns = _turns(sampling)
     least = np.float32(max(LEAST_DEVIATION * float(data[region].std()), 1e-4))  # of a constant image too
     back = Consistency(sampling)
     for turn, strength in enumerate(turns):
@@ -36,6 +39,13 @@ def self_similar(
         if progress is not None:
             progress('self-similarity', turn + 1, len(turns))
     return estimate
+
+
+def _turns(sampling: VoxelSampling) -> tuple[float, ...]:
+    seen = sampling.adjoint(np.ones(sampling.coarse_shape, np.float32)) > 0
+    if seen.mean() < SKIPPED:
+        return SKIPPING_TURNS
+    return STRONG_TURNS if seen.size >= MANY_CELLS * np.prod(sampling.coarse_shape) else WEAK_TURNS
 
 
 class Consistency:
