@@ -31,6 +31,7 @@ SMOOTHNESS = 1e-3  # of the linear reconstruction
 DETAIL_WEIGHT = 1.3
 HALF_ALONG, HALF_ACROSS = 2, 4
 MIN_PATCHES = 2000
+TRAINING = TrainingOptions(n_visits=3_000_000, hidden=(192, 96))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,13 @@ def slices_to_planes(
     features, targets, held = np.concatenate(features), np.concatenate(targets), np.concatenate(held)
     order = np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)])
     network = train_detail(
-        features[order], targets[order], flips, seed=seed, progress=progress, stage='learning in plane'
+        features[order],
+        targets[order],
+        flips,
+        seed=seed,
+        options=TRAINING,
+        progress=progress,
+        stage='learning in plane',
     )
     # (other in-plane axis, slices, this in-plane axis): the patch lies in the plane of the last two.
     for order in ((1, 0, 2), (2, 0, 1)):
@@ -136,7 +143,7 @@ def _degraded(slices, region, across, axis, shape, seed):
     estimate = np.einsum('kc,scx->skx', unit.reconstruction(n), coarse, optimize=True)
     coarse, estimate = (np.ascontiguousarray(a, dtype=np.float32) for a in (coarse, estimate))
     centres = np.argwhere(inside.reshape(len(inside), n, factor, -1).any(2))
-    keep = TrainingOptions().n_samples // 2
+    keep = TRAINING.n_samples // 2
     if len(centres) > keep:
         rng = np.random.default_rng(seed + axis)
         centres = centres[np.sort(rng.permutation(len(centres))[:keep])]
