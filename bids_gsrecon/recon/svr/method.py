@@ -1,70 +1,45 @@
-"""Slice-to-volume reconstruction: one volume and the pose of every slice, from stacks that moved."""
+"""Slice-to-volume reconstruction: one volume and the pose of every slice, from stacks that moved.
+
+Coarse to fine: whole stacks, packets of slices and single slices are aligned with volumes of wide Gaussians, then the
+volume at its final spacing and all poses are solved for together. See M-Gaussian for the idea (Gaussians and slice poses
+fitted jointly) and Kuklisova-Murgasova et al. 2012 for robust weights and point spreads; amplitudes are a linear problem
+here, and poses are found by Gauss-Newton instead of gradient descent.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from bids_gsrecon.gpu import thread_limit
+from bids_gsrecon.gpu import get_backend, thread_limit
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.stacks import SliceStack
 from bids_gsrecon.recon.progress import Progress
+from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
-from bids_gsrecon.recon.svr.pixels import GRID_SIGMA, Pixels, View, collect_pixels
-from bids_gsrecon.recon.svr.poses import Frame, refine_groups, slice_gains
+from bids_gsrecon.recon.svr.motion import Frame
+from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
+from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
+from bids_gsrecon.recon.svr.quality import finish
+from bids_gsrecon.recon.svr.robust import robust_weights
+from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
+from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import solve_volume
 
-MARGIN_MM = 6.0
 PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
-CAUCHY = 2.5  # robust scale, of the median absolute residual
-
-
-@dataclass(frozen=True)
-class SvrOptions:
-    """Schedule of the reconstruction."""
-
-    resolution_mm: float = 0.8
-    stack_motion: bool = True
-    slice_motion: bool = True
-    robust: bool = True
-    n_joint_steps: int = 7
-    n_threads: int = 0
-
-    def __post_init__(self):
-        if not self.resolution_mm > 0:
-            raise ValueError(f'the resolution must be positive, not {self.resolution_mm}')
-
-
-@dataclass(eq=False)
-class SvrResult:
-    """Volume on ``lattice`` (bright tissue about 1), poses (M, 4, 4) slice as stored -> anatomy."""
-
-    lattice: Lattice
-    image: np.ndarray
-    poses: np.ndarray
-    gains: np.ndarray
-    pixels: Pixels
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-def grid_over(points_mm: np.ndarray, spacing_mm: float, margin_mm: float = MARGIN_MM) -> Lattice:
-    """An axis-aligned isotropic grid over points."""
-    low, high = points_mm.min(0) - margin_mm, points_mm.max(0) + margin_mm
-    shape = np.ceil((high - low) / spacing_mm).astype(int) + 1
-    affine = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
-    affine[:3, 3] = (low + high) / 2 - spacing_mm * (shape - 1) / 2
-    return Lattice(tuple(shape), affine)
+SLICE_ROUNDS = 8
+FIRST_PULL, LAST_PULL = 0.04, 0.001  # of neighbours in time on poses, while single slices are aligned
 
 
 def svr(
-    stacks: list[SliceStack],
-    *,
-    options: SvrOptions = SvrOptions(),
-    progress: Progress | None = None,
+    stacks: list[SliceStack], *, options: SvrOptions = SvrOptions(), progress: Progress | None = None
 ) -> SvrResult:
     """Reconstruct.
+
+    The result does not depend on the order of the stacks, nor on where the scanner's world has its origin and axes.
 
     Raises
     ------
@@ -73,142 +48,151 @@ def svr(
     """
     if len(stacks) < 2:
         raise ValueError('slice-to-volume reconstruction needs two stacks at least, in different directions')
+    for number, stack in enumerate(stacks, 1):
+        if not brightness(stack) > 0:
+            raise ValueError(f'stack {number} has no signal inside its mask: leave it out')
+    # One order of the stacks, whatever order they come in: sums then have the same bits.
+    order = sorted(range(len(stacks)), key=lambda n: _content(stacks[n]))
+    if options.reference is not None:
+        options = replace(options, reference=order.index(options.reference))
     report = progress or (lambda stage, done, total: None)
     with thread_limit(options.n_threads):
-        return _svr(stacks, options, report)
+        result = _Reconstruction([stacks[n] for n in order], options, report).run()
+    return _as_given(result, np.array(order))
 
 
-def _svr(stacks, options, report) -> SvrResult:
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-    pixels = collect_pixels(stacks)
-    n_stacks = len(stacks)
-    h = options.resolution_mm
-    poses = np.tile(np.eye(4), (pixels.n_slices, 1, 1))
-    core = pixels.points_mm[pixels.in_mask]
-    centre = np.median(core, axis=0)
-    arm = float(np.sqrt(np.mean(np.sum((core - centre) ** 2, 1))))
-    frame = Frame(centre, arm)
-    ones = np.ones(pixels.n_slices)
-    thickness = max(stack.thickness_mm for stack in stacks)
-    if options.stack_motion:
-        for number, spacing in enumerate((max(3 * h, thickness), max(3 * h, thickness))):
-            report('aligning stacks', number, 2)
-            level = _thinned(pixels, spacing)
-            images, lattice = _leave_out(level, poses, spacing, n_stacks, ones)
-            poses = refine_groups(level, lattice, images, poses, pixels.stack_of, frame, n_steps=6)
-        seconds['stacks'] = time.perf_counter() - clock
-        clock = time.perf_counter()
-    if options.slice_motion:
-        level = _thinned(pixels, 3 * h)
+def _content(stack: SliceStack) -> tuple:
+    return int(stack.mask.sum()), float(stack.data[stack.mask].sum(dtype=np.float64)), stack.lattice.shape
+
+
+def _as_given(result: SvrResult, order: np.ndarray) -> SvrResult:
+    """Rows and lists in the order of the stacks as they were given."""
+    table = result.slices
+    stack = order[table.stack]
+    rows = np.lexsort((table.index, stack))
+    columns = {f.name: getattr(table, f.name)[rows] for f in fields(table)}
+    columns['stack'] = stack[rows]
+    predicted = [result.predicted[n] for n in np.argsort(order)]
+    return replace(result, slices=SliceTable(**columns), poses=result.poses[rows], predicted=predicted)
+
+
+@dataclass(eq=False)
+class _Reconstruction:
+    """What the stages share: pixels, poses so far, who computes, how long it took."""
+
+    stacks: list[SliceStack]
+    options: SvrOptions
+    report: Callable[[str, int, int], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> SvrResult:
+        self.backend = get_backend(self.options.device)
+        self.pixels = collect_pixels(self.stacks, point_spread=self.options.point_spread)
+        self.axes = grid_axes(self.pixels, 0)
+        self.frame = Frame.around(self.pixels.points_mm[self.pixels.in_mask])
+        self.poses = np.tile(np.eye(4), (self.pixels.n_slices, 1, 1))
+        if self.options.stack_motion:
+            self._timed('stacks', self._align_stacks)
+        if self.options.slice_motion:
+            self._timed('packets', self._align_packets)
+            self._timed('slices', self._align_slices)
+        reference = choose_reference(self.pixels, self.poses, self.frame, self.options.reference)
+        self.poses = to_reference(self.pixels, self.poses, reference)
+        self.axes = grid_axes(self.pixels, reference)
+        solution = self._timed('joint', self._reconstruct)
+        return self._timed('quality', lambda: finish(self.stacks, self, *solution, reference))
+
+    def _timed(self, name: str, stage: Callable):
+        start = time.perf_counter()
+        out = stage()
+        self.seconds[name] = time.perf_counter() - start
+        return out
+
+    def level(self, spacing_mm: float) -> tuple[Pixels, Lattice]:
+        """About as many pixels as a grid of that spacing can tell apart, and the grid."""
+        share = (self.pixels.size_mm[:, :2].min() / spacing_mm) ** 2 * PIXELS_PER_CELL
+        thinned = self.pixels.thinned(float(share))
+        return thinned, self.grid(thinned, spacing_mm)
+
+    def grid(self, pixels: Pixels, spacing_mm: float) -> Lattice:
+        """A grid over pixels as they lie now."""
+        return grid_over(pixels.placed(self.poses), spacing_mm, self.axes)
+
+    def leave_out(self, pixels: Pixels, lattice: Lattice, weights=None, gains=None) -> list[np.ndarray]:
+        """One volume per stack, made of all the others."""
+        images = []
+        weights = np.ones(len(pixels.values)) if weights is None else weights
+        gains = np.ones(pixels.n_slices) if gains is None else gains
+        for stack in range(pixels.n_stacks):
+            others = ~pixels.of_stack(stack)
+            view = View.make(pixels.selected(others), lattice, self.poses, self.backend)
+            images.append(solve_volume(view, weights[others], gains, n_iterations=10, n_rounds=1))
+        return images
+
+    def _align_stacks(self):
+        spacing = max(3 * self.options.resolution_mm, *(stack.thickness_mm for stack in self.stacks))
+        for number in range(2):
+            self.report('aligning stacks', number, 2)
+            pixels, lattice = self.level(spacing)
+            problem = PoseProblem(
+                pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
+            )
+            self.poses, _ = problem.refine(self.poses, pixels.stack_of, n_steps=6)
+
+    def _align_packets(self):
         for number, size in enumerate((4, 2)):
-            report('aligning packets of slices', number, 2)
-            images, lattice = _leave_out(level, poses, 3 * h, n_stacks, ones)
-            poses = refine_groups(level, lattice, images, poses, _packets(pixels, size), frame, n_steps=4)
-        seconds['packets'] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        level = _thinned(pixels, 2 * h)
-        lattice = grid_over(level.points_mm, 2 * h)
-        image = np.zeros(lattice.shape, np.float32)
-        gains = ones
-        rounds = 8
-        for number in range(rounds):
-            report('aligning slices', number, rounds)
-            view = View.make(level, lattice, poses)
-            image = solve_volume(view, np.ones(len(level.values)), gains, image, n_iterations=10, n_rounds=1)
-            prior = 0.04 * (0.001 / 0.04) ** (number / rounds)
-            each = np.arange(pixels.n_slices)
-            images = [image]
-            poses = refine_groups(level, lattice, images, poses, each, frame, n_steps=4, prior=prior)
-        seconds['slices'] = time.perf_counter() - clock
-        clock = time.perf_counter()
-    last = pixels.selected(pixels.in_mask)
-    placed = View.make(last, grid_over(core, 4 * h), poses).placed_mm
-    lattice = grid_over(placed, h)
-    weights = np.ones(len(last.values))
-    view = View.make(last, lattice, poses)
-    image = solve_volume(
-        view, weights, ones, np.zeros(lattice.shape, np.float32), n_iterations=12, n_rounds=2
-    )
-    gains = _gains(view, image, weights)
-    n_steps = options.n_joint_steps if options.slice_motion else 0
-    for number in range(n_steps):
-        report('volume and poses together', number, n_steps)
-        robust = options.robust and number >= n_steps - 3
-        weights = robust_weights(view, image, gains) if robust else weights
-        image, poses = joint_step(
-            view,
-            image,
-            gains,
-            weights,
-            frame,
-            prior=0.01 * (0.1 ** (number / max(1, n_steps - 1))),
-            n_iterations=12,
-        )
-        view = View.make(last, lattice, poses)
-        gains = _gains(view, image, weights)
-    image = solve_volume(view, weights, gains, image, n_iterations=10, n_rounds=2)
-    seconds['joint'] = time.perf_counter() - clock
-    return SvrResult(lattice, sampled(image), poses, gains, pixels, seconds)
+            self.report('aligning packets of slices', number, 2)
+            pixels, lattice = self.level(3 * self.options.resolution_mm)
+            problem = PoseProblem(
+                pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
+            )
+            self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=4)
+
+    def _align_slices(self):
+        image = None
+        each = np.arange(self.pixels.n_slices)
+        ones = np.ones(self.pixels.n_slices)
+        pixels, lattice = self.level(2 * self.options.resolution_mm)
+        for number in range(SLICE_ROUNDS):
+            self.report('aligning slices', number, SLICE_ROUNDS)
+            view = View.make(pixels, lattice, self.poses, self.backend)
+            image = solve_volume(view, np.ones(len(pixels.values)), ones, image, n_iterations=10, n_rounds=1)
+            pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
+            problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
+            self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
+
+    def _reconstruct(self):
+        """The view, amplitudes, gains and pixel weights at the end."""
+        pixels = self.pixels.selected(self.pixels.in_mask)
+        lattice = self.grid(pixels, self.options.resolution_mm)
+        weights = np.ones(len(pixels.values))
+        view = View.make(pixels, lattice, self.poses, self.backend)
+        image = solve_volume(view, weights, np.ones(pixels.n_slices))
+        gains = slice_gains(view.forward(image), pixels, weights)
+        n_steps = self.options.joint_steps if self.options.slice_motion else 0
+        for number in range(n_steps):
+            self.report('volume and poses together', number, n_steps)
+            if self.options.robust and number >= n_steps - 3:
+                weights = robust_weights(view, image, gains)
+            pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
+            image, self.poses = joint_step(
+                view, image, gains, weights, self.frame, prior=pull, n_iterations=12
+            )
+            view = View.make(pixels, lattice, self.poses, self.backend)
+            gains = slice_gains(view.forward(image), pixels, weights)
+        if self.options.robust and not n_steps:
+            weights = robust_weights(view, image, gains)
+        image = solve_volume(view, weights, gains, image, n_iterations=10)
+        return view, image, gains, weights
 
 
-def sampled(amplitudes: np.ndarray) -> np.ndarray:
-    """The field at the grid's own nodes: amplitudes blurred by the grid's Gaussian, of unit mass."""
-    from scipy import ndimage
-
-    return ndimage.gaussian_filter(amplitudes, GRID_SIGMA, truncate=3.0, mode='nearest')
-
-
-def _thinned(pixels: Pixels, spacing_mm: float) -> Pixels:
-    """About as many pixels as a grid of that spacing can tell apart: a deterministic share of them."""
-    share = float(np.clip((pixels.spacing_mm.mean() / spacing_mm) ** 2 * PIXELS_PER_CELL, 0.0, 1.0))
-    if share >= 0.9:
-        return pixels
-    step = 1.0 / share
-    keep = np.zeros(len(pixels.values), bool)
-    keep[(np.arange(0, len(keep), step)).astype(int)] = True
-    return pixels.selected(keep)
-
-
-def _leave_out(pixels: Pixels, poses, spacing_mm: float, n_stacks: int, gains):
-    """One volume per stack, made of all the others; and their lattice."""
-    lattice = grid_over(pixels.points_mm, spacing_mm)
-    images = []
-    for stack in range(n_stacks):
-        others = pixels.selected(pixels.stack_of[pixels.slice_of] != stack)
-        view = View.make(others, lattice, poses)
-        start = np.zeros(lattice.shape, np.float32)
-        images.append(
-            solve_volume(view, np.ones(len(others.values)), gains, start, n_iterations=10, n_rounds=1)
-        )
-    return images, lattice
-
-
-def _packets(pixels: Pixels, size: int) -> np.ndarray:
+def packets(pixels: Pixels, size: int) -> np.ndarray:
     """(M,) groups of ``size`` slices acquired one after the other."""
     groups = np.empty(pixels.n_slices, int)
     count = 0
-    for stack in np.unique(pixels.stack_of):
+    for stack in range(pixels.n_stacks):
         mine = np.flatnonzero(pixels.stack_of == stack)
         mine = mine[np.argsort(pixels.rank[mine], kind='stable')]
         groups[mine] = count + np.arange(len(mine)) // size
         count = groups[mine].max() + 1
     return groups
-
-
-def _gains(view: View, image, weights) -> np.ndarray:
-    p = view.pixels
-    return slice_gains(view.weights.forward(image), p.values, weights, p.slice_of, p.n_slices, p.in_mask)
-
-
-def robust_weights(view: View, image, gains) -> np.ndarray:
-    """Cauchy weights of pixels, times those of their slices."""
-    p = view.pixels
-    residual = p.values - gains[p.slice_of] * view.weights.forward(image)
-    scale = CAUCHY * 1.4826 * float(np.median(np.abs(residual))) + 1e-6
-    pixel = 1.0 / (1.0 + (residual / scale) ** 2)
-    count = np.bincount(p.slice_of, minlength=p.n_slices)
-    rms = np.sqrt(np.bincount(p.slice_of, residual**2, p.n_slices) / np.maximum(count, 1))
-    typical = float(np.median(rms[count > 0])) + 1e-9
-    per_slice = 1.0 / (1.0 + (np.maximum(rms / typical - 1.0, 0.0) / 0.5) ** 2)
-    return pixel * per_slice[p.slice_of]

@@ -1,143 +1,198 @@
-"""Rigid poses: Levenberg-Marquardt for groups of slices, and jointly with the volume."""
+"""Poses against fixed volumes: Levenberg-Marquardt for groups of slices that move together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit, prange
 
 from bids_gsrecon.imaging.lattice import Lattice
-from bids_gsrecon.recon.svr.pixels import Pixels, View, motion, motion_parameters
+from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
+from bids_gsrecon.recon.svr.pixels import Pixels
+from bids_gsrecon.recon.svr.view import View
 
-_UPPER = np.triu_indices(6)
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """About what slices turn, and the lever arm that makes rotations millimetres."""
-
-    centre_mm: np.ndarray
-    arm_mm: float
+LONGEST_STEP_MM = 8.0
 
 
-def normal_equations(jacobian, residual, weights, group_of, n_groups):
-    """Sums over groups: matrices (G, 6, 6) and right-hand sides (G, 6)."""
-    matrix = np.zeros((n_groups, 6, 6))
-    right = np.empty((n_groups, 6))
-    for a in range(6):
-        right[:, a] = np.bincount(group_of, weights * jacobian[:, a] * residual, n_groups)
-        for b in range(a, 6):
-            matrix[:, a, b] = np.bincount(group_of, weights * jacobian[:, a] * jacobian[:, b], n_groups)
-            matrix[:, b, a] = matrix[:, a, b]
+@njit(parallel=True, cache=True)
+def _normal_equations(starts, jacobian, residual, weights, gains, matrix, right):
+    for s in prange(len(starts) - 1):
+        m = np.zeros((6, 6))
+        b = np.zeros(6)
+        gain = gains[s]
+        for i in range(starts[s], starts[s + 1]):
+            w = weights[i] * gain
+            for k in range(6):
+                t = w * jacobian[i, k]
+                b[k] += t * residual[i]
+                for n in range(k + 1):
+                    m[k, n] += t * gain * jacobian[i, n]
+        for k in range(6):
+            right[s, k] = b[k]
+            for n in range(k + 1):
+                matrix[s, k, n] = m[k, n]
+                matrix[s, n, k] = m[k, n]
+
+
+def normal_equations(pixels: Pixels, jacobian, residual, weights, gains):
+    """Sums over slices: matrices (M, 6, 6) and right-hand sides (M, 6); ``jacobian`` is without the gains (M,)."""
+    matrix, right = np.empty((pixels.n_slices, 6, 6)), np.empty((pixels.n_slices, 6))
+    weights = np.asarray(weights, np.float64)
+    residual = np.asarray(residual, np.float64)
+    _normal_equations(pixels.starts, jacobian, residual, weights, gains, matrix, right)
     return matrix, right
 
 
-def neighbour_means(parameters: np.ndarray, pixels: Pixels, information: np.ndarray) -> np.ndarray:
-    """(M, 6) weighted mean of every slice's two neighbours on each side in acquisition order."""
-    means = parameters.copy()
-    for stack in np.unique(pixels.stack_of):
-        mine = np.flatnonzero(pixels.stack_of == stack)
-        mine = mine[np.argsort(pixels.rank[mine], kind='stable')]
-        for place, index in enumerate(mine):
-            near = [(abs(d), mine[place + d]) for d in (-2, -1, 1, 2) if 0 <= place + d < len(mine)]
-            if near:
-                weights = np.array([information[j] / d for d, j in near]) + 1e-12
-                means[index] = np.average(parameters[[j for _, j in near]], axis=0, weights=weights)
-    return means
+@njit(parallel=True, cache=True)
+def _slice_sums(starts, jacobian, values, out):
+    for s in prange(len(starts) - 1):
+        b = np.zeros(6)
+        for i in range(starts[s], starts[s + 1]):
+            for k in range(6):
+                b[k] += jacobian[i, k] * values[i]
+        out[s] = b
 
 
-def slice_gains(
-    view_values, values, weights, slice_of, n_slices, in_mask, *, spread: float = 0.3
-) -> np.ndarray:
-    """Least-squares gain of every slice (value = gain x prediction), mean one, within ``1 +- spread``."""
-    w = weights * in_mask
-    cross = np.bincount(slice_of, w * view_values * values, n_slices)
-    power = np.bincount(slice_of, w * view_values**2, n_slices)
+def slice_sums(pixels: Pixels, jacobian, values) -> np.ndarray:
+    """(M, 6) ``J^T values`` of every slice."""
+    out = np.empty((pixels.n_slices, 6))
+    _slice_sums(pixels.starts, jacobian, values, out)
+    return out
+
+
+def slice_gains(predicted, pixels: Pixels, weights, *, spread: float = 0.3) -> np.ndarray:
+    """(M,) least-squares gain of every slice (value = gain x prediction), mean one, within ``1 +- spread``."""
+    w = weights * pixels.in_mask
+    cross = np.bincount(pixels.slice_of, w * predicted * pixels.values, pixels.n_slices)
+    power = np.bincount(pixels.slice_of, w * predicted.astype(np.float64) ** 2, pixels.n_slices)
     gains = np.where(power > 1e-9, cross / np.maximum(power, 1e-9), 1.0)
     gains = np.clip(gains, 1.0 - spread, 1.0 + spread)
     return gains / np.average(gains, weights=power + 1e-12)
 
 
-def refine_groups(
-    pixels: Pixels,
-    lattice: Lattice,
-    images: list[np.ndarray],
-    poses: np.ndarray,
-    group_of_slice: np.ndarray,
-    frame: Frame,
-    *,
-    n_steps: int,
-    prior: float = 0.0,
-    weights: np.ndarray | None = None,
-) -> np.ndarray:
-    """Levenberg-Marquardt on groups of slices that move together, against fixed volumes.
+@dataclass(eq=False)
+class _State:
+    """Poses with what they explain."""
 
-    Parameters
+    poses: np.ndarray
+    gains: np.ndarray
+    residual: np.ndarray
+    jacobian: np.ndarray
+    cost: np.ndarray  # of every group
+
+    def take(self, other: _State, better: np.ndarray, group_of_slice, group_of_pixel) -> None:
+        """Take from another state the groups that are better there."""
+        slices, pixels = better[group_of_slice], better[group_of_pixel]
+        self.poses = np.where(slices[:, None, None], other.poses, self.poses)
+        self.gains = np.where(slices, other.gains, self.gains)
+        self.residual = np.where(pixels, other.residual, self.residual)
+        self.jacobian[pixels] = other.jacobian[pixels]
+        self.cost = np.where(better, other.cost, self.cost)
+
+
+@dataclass(eq=False)
+class PoseProblem:
+    """Slices against fixed volumes.
+
+    Attributes
     ----------
     images
-        One volume per stack: what its slices are compared with (made without that stack, for instance).
-    group_of_slice
-        (M,) group of each slice.
-    prior
-        Pull towards the acquisition's neighbours, of the mean information (groups of one slice only).
-    weights
-        (N,) of the pixels; ones if absent.
+        What slices are compared with: one volume for all, or one per stack (made without it, for instance).
+    frame
+        About what they turn.
     """
-    n_groups = int(group_of_slice.max()) + 1
-    group_of = group_of_slice[pixels.slice_of]
-    weights = np.ones(len(pixels.values)) if weights is None else weights
-    damping = np.full(n_groups, 1e-2)
-    stack_of_pixel = pixels.stack_of[pixels.slice_of]
 
-    def predict(poses, derivative):
-        view = View.make(pixels, lattice, poses)
-        value = np.empty(len(pixels.values))
-        jacobian = np.empty((len(value), 6)) if derivative else None
-        for stack, image in enumerate(images):
-            mine = stack_of_pixel == stack
-            if not mine.any():
-                continue
-            part = view if len(images) == 1 else View.make(pixels.selected(mine), lattice, poses)
-            rows = slice(None) if len(images) == 1 else mine
-            value[rows] = part.weights.forward(image)
-            if derivative:
-                jacobian[rows] = part.jacobian(image, frame.centre_mm, frame.arm_mm)
-        return value, jacobian
+    pixels: Pixels
+    lattice: Lattice
+    images: list[np.ndarray]
+    frame: Frame
+    backend: object
 
-    def gained(value):
-        gain = slice_gains(value, pixels.values, weights, pixels.slice_of, pixels.n_slices, pixels.in_mask)
-        return gain[pixels.slice_of]
+    def _views(self, poses):
+        """(pixels, view, image): of all, or stack by stack."""
+        p = self.pixels
+        if len(self.images) == 1:
+            yield slice(None), View.make(p, self.lattice, poses, self.backend), self.images[0]
+            return
+        for stack, image in enumerate(self.images):
+            mine = p.of_stack(stack)
+            if mine.any():
+                yield mine, View.make(p.selected(mine), self.lattice, poses, self.backend), image
 
-    value, jacobian = predict(poses, True)
-    gain = gained(value)
-    residual = pixels.values - gain * value
-    cost = np.bincount(group_of, weights * residual**2, n_groups)
-    for _ in range(n_steps):
-        matrix, right = normal_equations(jacobian * gain[:, None], residual, weights, group_of, n_groups)
-        information = np.trace(matrix, axis1=1, axis2=2) / 6
-        pull = prior * float(np.mean(information))
-        if prior and n_groups == pixels.n_slices:
-            parameters = motion_parameters(poses, frame.centre_mm, frame.arm_mm)
-            means = neighbour_means(parameters, pixels, information)
-            matrix = matrix + pull * np.eye(6)
-            right = right + pull * (means - parameters)
-        floor = 1e-3 * float(np.mean(information)) + 1e-12
-        lifted = matrix + damping[:, None, None] * (matrix * np.eye(6)) + floor * np.eye(6)
-        step = np.linalg.solve(lifted, right[..., None])[..., 0]
-        size = np.abs(step).max(1, keepdims=True)
-        step = step * np.minimum(1.0, 8.0 / np.maximum(size, 1e-12))
-        candidate = motion(step, frame.centre_mm, frame.arm_mm)[group_of_slice] @ poses
-        new_value, new_jacobian = predict(candidate, True)
-        new_gain = gained(new_value)
-        new_residual = pixels.values - new_gain * new_value
-        new_cost = np.bincount(group_of, weights * new_residual**2, n_groups)
-        better = new_cost <= cost * (1 + 1e-9) if not prior else new_cost <= cost * 1.01
-        damping = np.where(better, np.maximum(damping / 4, 1e-4), damping * 6)
-        poses = np.where(better[group_of_slice][:, None, None], candidate, poses)
-        take = better[group_of]
-        value = np.where(take, new_value, value)
-        jacobian = np.where(take[:, None], new_jacobian, jacobian)
-        gain = np.where(take, new_gain, gain)
-        residual = pixels.values - gain * value
-        cost = np.bincount(group_of, weights * residual**2, n_groups)
-    return poses
+    def predict(self, poses: np.ndarray) -> np.ndarray:
+        """(N,) what the volumes predict at these poses, without gains."""
+        value = np.empty(len(self.pixels.values), np.float32)
+        for mine, view, image in self._views(poses):
+            value[mine] = view.forward(image)
+        return value
+
+    def explain(self, poses: np.ndarray, group_of_slice: np.ndarray) -> _State:
+        """What the volumes predict at these poses, and its derivatives."""
+        p = self.pixels
+        value, jacobian = np.empty(len(p.values), np.float32), np.empty((len(p.values), 6), np.float32)
+        for mine, view, image in self._views(poses):
+            value[mine], jacobian[mine] = view.derivative(image, self.frame)
+        gains = slice_gains(value, p, np.ones(len(value)))
+        residual = p.values - gains[p.slice_of] * value
+        n_groups = int(group_of_slice.max()) + 1
+        cost = np.bincount(group_of_slice[p.slice_of], residual.astype(np.float64) ** 2, n_groups)
+        return _State(poses, gains, residual, jacobian, cost)
+
+    def refine(self, poses, group_of_slice, *, n_steps: int, prior: float = 0.0):
+        """Levenberg-Marquardt with acceptance by group.
+
+        Parameters
+        ----------
+        poses
+            (M, 4, 4) to start from.
+        group_of_slice
+            (M,) slices of a group move together.
+        prior
+            Pull towards the acquisition's neighbours, of the mean information (for groups of one slice).
+
+        Returns
+        -------
+        poses
+            (M, 4, 4).
+        cost
+            (groups,) sum of squared residuals there.
+        """
+        p = self.pixels
+        n_groups = int(group_of_slice.max()) + 1
+        group_of_pixel = group_of_slice[p.slice_of]
+        damping = np.full(n_groups, 1e-2)
+        state = self.explain(poses, group_of_slice)
+        ones = np.ones(len(p.values))
+        for _ in range(n_steps):
+            by_slice = normal_equations(p, state.jacobian, state.residual, ones, state.gains)
+            matrix, right = np.zeros((n_groups, 6, 6)), np.zeros((n_groups, 6))
+            np.add.at(matrix, group_of_slice, by_slice[0])
+            np.add.at(right, group_of_slice, by_slice[1])
+            information = np.trace(matrix, axis1=1, axis2=2) / 6
+            mean_information = float(np.mean(information))
+            pull = prior * mean_information if n_groups == p.n_slices else 0.0
+            parameters = self.frame.parameters(state.poses) if pull else None
+            means = neighbour_means(parameters, p.stack_of, p.rank, information) if pull else None
+            if pull:
+                matrix = matrix + pull * np.eye(6)
+                right = right + pull * (means - parameters)
+            # Multiples of the identity, not of the diagonal: steps do not depend on the world's axes.
+            lift = damping * information + 1e-3 * mean_information + 1e-12
+            step = np.linalg.solve(matrix + lift[:, None, None] * np.eye(6), right[..., None])[..., 0]
+            step = shortened(step, LONGEST_STEP_MM)
+            new = self.explain(self.frame.motions(step)[group_of_slice] @ state.poses, group_of_slice)
+            rise = new.cost - state.cost
+            if pull:
+                there = self.frame.parameters(new.poses)
+                rise += pull * (((there - means) ** 2).sum(1) - ((parameters - means) ** 2).sum(1))
+            better = rise <= 0
+            damping = np.where(better, np.maximum(damping / 4, 1e-4), damping * 6)
+            state.take(new, better, group_of_slice, group_of_pixel)
+        return state.poses, state.cost
+
+
+def shortened(steps: np.ndarray, longest: float) -> np.ndarray:
+    """Steps (n, 6) scaled down where their turn or their shift is longer than ``longest``."""
+    length = np.linalg.norm(steps.reshape(-1, 2, 3), axis=2).max(1, keepdims=True)
+    return steps * np.minimum(1.0, longest / np.maximum(length, 1e-12))

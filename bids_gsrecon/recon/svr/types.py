@@ -41,6 +41,7 @@ class SvrOptions:
     point_spread: bool = True
     joint_steps: int = 7
     reference: int | None = None
+    device: str = 'auto'
     n_threads: int = 0
 
     def __post_init__(self):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from bids_gsrecon.recon.svr.pixels import View
+from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
 SMOOTHNESS = 0.08  # of the mean diagonal of the data term
@@ -33,8 +33,8 @@ def _edge_weights(image, inverse_delta2, out):
 
 
 @njit(parallel=True, cache=True)
-def _laplacian(p, w, strength, out):
-    """out = strength * sum_edges w (difference)."""
+def _laplacian(p, w, strength, empty, out):
+    """out = strength * sum_edges w (difference) + empty * p."""
     nx, ny, nz = p.shape
     for x in prange(nx):
         for y in range(ny):
@@ -53,43 +53,47 @@ def _laplacian(p, w, strength, out):
                     total += w[2, x, y, z] * (here - p[x, y, z + 1])
                 if z > 0:
                     total += w[2, x, y, z - 1] * (here - p[x, y, z - 1])
-                out[x, y, z] = strength * total
+                out[x, y, z] = strength * total + empty * here
 
 
 class EdgePrior:
-    """``strength * sum over neighbours of phi(difference)``, its quadratic majoriser at an image."""
+    """``strength * sum over neighbours of phi(difference) + empty * sum of squares``: its majoriser at an image."""
 
-    def __init__(self, image: np.ndarray, strength: float):
+    def __init__(self, image: np.ndarray, strength: float, empty: float):
         positive = image[image > 0.05 * image.max()] if image.max() > 0 else image.ravel()
         delta = EDGE * float(np.median(positive)) if positive.size else 1.0
-        self.weights = np.zeros((3, *image.shape), np.float32)
-        self.strength = np.float32(strength)
-        _edge_weights(
-            np.ascontiguousarray(image, np.float32), np.float32(1.0 / max(delta, 1e-6) ** 2), self.weights
-        )
+        self._empty = np.float32(empty)
+        self._strength = np.float32(strength)
+        # Arrays here are [z, y, x], as images lie in memory.
+        self._weights = np.zeros((3, *image.shape[::-1]), np.float32)
+        _edge_weights(_contiguous(image), np.float32(1.0 / max(delta, 1e-6) ** 2), self._weights)
 
     def product(self, p: np.ndarray) -> np.ndarray:
+        """(nx, ny, nz)."""
+        p = _contiguous(p)
         out = np.empty(p.shape, np.float32)
-        _laplacian(np.ascontiguousarray(p, np.float32), self.weights, self.strength, out)
-        return out
+        _laplacian(p, self._weights, self._strength, self._empty, out)
+        return out.T
 
     def diagonal(self) -> np.ndarray:
-        w = self.weights
-        total = w.sum(0)
-        for axis in range(3):
-            shifted = np.zeros_like(w[axis])
-            to, fro = [slice(None)] * 3, [slice(None)] * 3
-            to[axis], fro[axis] = slice(1, None), slice(None, -1)
-            shifted[tuple(to)] = w[axis][tuple(fro)]
-            total = total + shifted
-        return self.strength * total
+        """Of the matrix behind `product`, (nx, ny, nz)."""
+        total = self._weights.sum(0)
+        for axis, w in enumerate(self._weights):
+            later, earlier = [slice(None)] * 3, [slice(None)] * 3
+            later[axis], earlier[axis] = slice(1, None), slice(None, -1)
+            total[tuple(later)] += w[tuple(earlier)]
+        return (self._strength * total + self._empty).T
+
+
+def _contiguous(image) -> np.ndarray:
+    return np.ascontiguousarray(image.T, np.float32)
 
 
 def solve_volume(
     view: View,
     weights: np.ndarray,
     gains: np.ndarray,
-    start: np.ndarray,
+    start: np.ndarray | None = None,
     *,
     n_iterations: int = 12,
     n_rounds: int = 2,
@@ -103,35 +107,47 @@ def solve_volume(
     gains
         (M,) of the slices: a pixel is ``gain * (A a)``.
     start
-        Amplitudes to start from.
+        Amplitudes to start from; zeros if absent.
     n_rounds
         Times the edges are looked at again.
     """
-    pixels = view.pixels
-    gain = gains[pixels.slice_of].astype(np.float32)
+    gain = gains[view.pixels.slice_of].astype(np.float32)
     weight = weights.astype(np.float32)
-    data_diagonal = view.weights.squares(weight * gain**2)
-    # What a voxel is seen by in all, not the square of one weight: the scale of the prior.
-    seen = view.weights.adjoint(weight * gain**2)
-    typical = float(seen[seen > 0.1 * seen.max()].mean()) if seen.max() > 0 else 1.0
-    scale = float(data_diagonal[seen > 0.1 * seen.max()].mean()) if seen.max() > 0 else typical
-    right = view.weights.adjoint(weight * gain * pixels.values)
-    image = start
+    squared = weight * gain**2
+    seen = view.adjoint(squared)
+    scale = prior_scale(view, squared, seen)
+    right = view.adjoint(weight * gain * view.pixels.values)
+    image = np.zeros(right.shape, np.float32, order='F') if start is None else start
     for _ in range(n_rounds):
-        prior = EdgePrior(image, SMOOTHNESS * scale)
-        tiny = np.float32(EMPTY * scale)
+        prior = EdgePrior(image, SMOOTHNESS * scale, EMPTY * scale)
 
-        def apply(p, prior=prior, tiny=tiny):
-            return (
-                view.weights.adjoint(weight * gain**2 * view.weights.forward(p)) + prior.product(p) + tiny * p
-            )
+        def apply(flat, prior=prior):
+            p = as_image(flat, right.shape)
+            return as_vector(view.adjoint(squared * view.forward(p)) + prior.product(p))
 
-        image = conjugate_gradient(
+        solution = conjugate_gradient(
             apply,
-            right,
-            x0=image,
-            inverse_diagonal=1.0 / (seen * 0.5 + prior.diagonal() + tiny + 1e-12),
+            as_vector(right),
+            x0=as_vector(image),
+            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + 1e-12)),
             max_iterations=n_iterations,
             tolerance=1e-4,
-        ).x
+        )
+        image = as_image(solution.x, right.shape)
     return image
+
+
+def prior_scale(view: View, squared_gains: np.ndarray, seen: np.ndarray) -> float:
+    """Mean diagonal of the data term where pixels look, which is what the priors' strengths are told of."""
+    core = seen > 0.1 * seen.max()
+    return float(view.diagonal(squared_gains)[core].mean()) if core.any() else 1.0
+
+
+def as_vector(image: np.ndarray) -> np.ndarray:
+    """Flat float32, the first axis fastest."""
+    return np.ascontiguousarray(image.T, np.float32).reshape(-1)
+
+
+def as_image(vector: np.ndarray, shape) -> np.ndarray:
+    """The inverse of `as_vector`: no copy."""
+    return vector.reshape(shape[::-1]).T

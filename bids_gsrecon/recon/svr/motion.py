@@ -1,0 +1,70 @@
+"""Rigid motions of slices: parameters in millimetres about one centre, and how they follow each other in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+_REACH = (-2, -1, 1, 2)  # neighbours in acquisition order that a slice is likely to have moved with
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """About what slices turn, and the lever arm that makes rotations millimetres."""
+
+    centre_mm: np.ndarray
+    arm_mm: float
+
+    @classmethod
+    def around(cls, points_mm: np.ndarray) -> Frame:
+        """Of a cloud of points (N, 3): its mean, and its root mean square distance from there."""
+        centre = points_mm.mean(axis=0)
+        return cls(centre, float(np.sqrt(np.mean(np.sum((points_mm - centre) ** 2, 1)))))
+
+    def motions(self, parameters: np.ndarray) -> np.ndarray:
+        """World motions (M, 4, 4) of parameters (M, 6), mm: lever arm x rotation vector, then translation."""
+        parameters = np.atleast_2d(parameters)
+        out = np.tile(np.eye(4), (len(parameters), 1, 1))
+        out[:, :3, :3] = Rotation.from_rotvec(parameters[:, :3] / self.arm_mm).as_matrix()
+        out[:, :3, 3] = parameters[:, 3:] + self.centre_mm - out[:, :3, :3] @ self.centre_mm
+        return out
+
+    def parameters(self, motions: np.ndarray) -> np.ndarray:
+        """The inverse of `motions`."""
+        rotation = Rotation.from_matrix(motions[:, :3, :3]).as_rotvec()
+        shift = motions[:, :3, 3] - self.centre_mm + motions[:, :3, :3] @ self.centre_mm
+        return np.concatenate([rotation * self.arm_mm, shift], 1)
+
+
+def neighbour_means(parameters, stack_of, rank, information) -> np.ndarray:
+    """(M, 6) weighted mean of every slice's two neighbours on each side in acquisition order.
+
+    Parameters
+    ----------
+    parameters
+        (M, 6) of all slices.
+    stack_of, rank
+        (M,) stack of a slice, and when it was acquired there.
+    information
+        (M,) how well each slice is known.
+    """
+    means = parameters.copy()
+    for stack in np.unique(stack_of):
+        mine = np.flatnonzero(stack_of == stack)
+        mine = mine[np.argsort(rank[mine], kind='stable')]
+        for place, index in enumerate(mine):
+            near = [(abs(d), mine[place + d]) for d in _REACH if 0 <= place + d < len(mine)]
+            if near:
+                weights = np.array([information[j] / d for d, j in near]) + 1e-12
+                means[index] = np.average(parameters[[j for _, j in near]], axis=0, weights=weights)
+    return means
+
+
+def mean_motion(motions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """One rigid motion (4, 4) in the middle of several (M, 4, 4) that are not far apart."""
+    out = np.eye(4)
+    out[:3, :3] = Rotation.from_matrix(motions[:, :3, :3]).mean(weights=weights).as_matrix()
+    out[:3, 3] = np.average(motions[:, :3, 3], axis=0, weights=weights)
+    return out

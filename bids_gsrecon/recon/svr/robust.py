@@ -1,0 +1,23 @@
+"""Weights of pixels and slices that contradict all others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bids_gsrecon.recon.svr.view import View
+
+CAUCHY = 2.5  # scale, of the robust standard deviation of the residuals
+LEAST = 0.01  # of what is bright: no residual below that is suspect
+
+
+def robust_weights(view: View, image, gains) -> np.ndarray:
+    """(N,) Cauchy weights of pixels, times those of their slices."""
+    p = view.pixels
+    residual = p.values - gains[p.slice_of] * view.forward(image)
+    scale = CAUCHY * 1.4826 * max(float(np.median(np.abs(residual))), LEAST)
+    pixel = 1.0 / (1.0 + (residual / scale) ** 2)
+    count = np.bincount(p.slice_of, minlength=p.n_slices)
+    rms = np.sqrt(np.bincount(p.slice_of, residual**2, p.n_slices) / np.maximum(count, 1))
+    typical = max(float(np.median(rms[count > 0])), LEAST)
+    per_slice = 1.0 / (1.0 + (np.maximum(rms / typical - 1.0, 0.0) / 0.5) ** 2)
+    return pixel * per_slice[p.slice_of]
