@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
 from bids_gsrecon.imaging.support import find_support
 from bids_gsrecon.interfaces.headers import check_stack
-from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
+from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_json, save_volume
 from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Target
 
 MIN_OVERLAP = 0.02  # of the mask that a target must see
@@ -112,7 +111,7 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
                 save_itk_transform(staging / f'{stem}_to-reference.txt', contrast.target_to_reference)
             if args.save_field:
                 _save_field(staging / f'{stem}_field.h5', contrast.layers, result)
-            _save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
+            save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
         save_volume(staging / f'{reference_stem}_mask.nii.gz', result.mask, affine, dtype=np.uint8)
         _save_field(staging / f'{reference_stem}_scaffold.h5', [result.scaffold], result)
     return [outdir / name for name in images]
@@ -215,7 +214,3 @@ def _sidecar(args, inputs, result, contrast, target, path) -> dict:
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
     }
-
-
-def _save_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
 from bids_gsrecon.imaging.support import find_support
 from bids_gsrecon.interfaces.headers import check_stack
-from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.superres_checks import check_memory, check_overlap, is_fine_already
 from bids_gsrecon.recon.superres import SuperresOptions, output_lattice, voxel_profiles
 from bids_gsrecon.recon.superres.grids import default_slice_axis
@@ -115,7 +114,7 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
 
             grid = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': affine.tolist()}
             save_field(staging / names['field'], result.layers, grid)
-        _write_json(staging / names['json'], _sidecar(args, inputs, result))
+        save_json(staging / names['json'], _sidecar(args, inputs, result))
 
 
 def copy_image(args) -> None:
@@ -129,7 +128,7 @@ def copy_image(args) -> None:
         else:
             nib.save(nib.load(args.image), staging / output.name)
         content = {'Description': 'A copy: the image was as fine as was asked for', 'Input': str(args.image)}
-        _write_json(staging / f'{image_stem(output)}.json', content)
+        save_json(staging / f'{image_stem(output)}.json', content)
 
 
 def _output_lattice(args, image: Lattice) -> Lattice:
@@ -181,7 +180,3 @@ def _sidecar(args, inputs: SuperresInputs, result) -> dict:
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'NumberOfGaussians': sum(len(layer) for layer in result.layers),
     }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')

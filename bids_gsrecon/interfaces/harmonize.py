@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +92,7 @@ class HarmonizeContrast(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.imaging.profile import SliceProfile
-        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.registration import load_itk_transform, save_itk_transform
         from bids_gsrecon.recon.harmonize import Target, harmonize
 
@@ -143,9 +142,7 @@ class HarmonizeContrast(SimpleInterface):
                 k: float(v) for k, v in contrast.figures.items() if not k.startswith('seconds')
             },
         }
-        metadata_file = folder / 'metadata.json'
-        metadata_file.write_text(json.dumps(metadata, indent=2))
-        out['metadata_file'] = str(metadata_file)
+        out['metadata_file'] = str(save_json(folder / 'metadata.json', metadata))
         if 'noise_sigma' in contrast.figures:
             out['noise_sigma'] = float(contrast.figures['noise_sigma'])
         return runtime

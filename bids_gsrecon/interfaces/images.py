@@ -117,10 +117,8 @@ class FindBrainMask(SimpleInterface):
     output_spec = _FindBrainMaskOutputSpec
 
     def _run_interface(self, runtime):
-        import json
-
         from bids_gsrecon.imaging.foreground import skull_stripped_support
-        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
 
         volume = load_volume(self.inputs.in_file)
         if isdefined(self.inputs.mask_file):
@@ -142,14 +140,12 @@ class FindBrainMask(SimpleInterface):
                 raise sentence(self.inputs.in_file, error) from error
         if not mask.any():
             raise InputError(f'{self.inputs.in_file}: no brain was found; give a mask through --derivatives.')
-        out_mask = save_volume(Path(runtime.cwd) / 'brain_mask.nii.gz', mask, volume.affine, dtype=np.uint8)
-        metadata_file = Path(runtime.cwd) / 'brain_mask.json'
-        metadata_file.write_text(json.dumps({'Description': f'brain mask ({how})', 'MaskSource': how}))
-        image_metadata_file = Path(runtime.cwd) / 'image.json'
-        stripped = skull_stripped_support(volume) is not None
-        image_metadata_file.write_text(json.dumps({'SkullStripped': stripped}))
-        self._results['out_mask'], self._results['metadata_file'] = str(out_mask), str(metadata_file)
-        self._results['image_metadata_file'] = str(image_metadata_file)
+        folder, out = Path(runtime.cwd), self._results
+        out['out_mask'] = str(save_volume(folder / 'brain_mask.nii.gz', mask, volume.affine, dtype=np.uint8))
+        metadata = {'Description': f'brain mask ({how})', 'MaskSource': how}
+        out['metadata_file'] = str(save_json(folder / 'brain_mask.json', metadata))
+        stripped = {'SkullStripped': skull_stripped_support(volume) is not None}
+        out['image_metadata_file'] = str(save_json(folder / 'image.json', stripped))
         return runtime
 
 
@@ -205,9 +201,7 @@ class RegisterRigid(SimpleInterface):
     output_spec = _RegisterOutputSpec
 
     def _run_interface(self, runtime):
-        import json
-
-        from bids_gsrecon.interfaces.io import load_mask, load_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json
         from bids_gsrecon.interfaces.registration import register_rigid, save_itk_transform
 
         fixed = load_volume(self.inputs.fixed)
@@ -222,7 +216,8 @@ class RegisterRigid(SimpleInterface):
             raise
         except ValueError as error:
             raise sentence(name, error) from error
-        out_transform = save_itk_transform(Path(runtime.cwd) / 'to_reference.txt', found.moving_to_fixed)
+        folder, out = Path(runtime.cwd), self._results
+        out['out_transform'] = str(save_itk_transform(folder / 'to_reference.txt', found.moving_to_fixed))
         metadata = {
             'NormalizedMutualInformation': found.metric,
             'NormalizedMutualInformationOfHeaders': found.initial_metric,
@@ -230,10 +225,5 @@ class RegisterRigid(SimpleInterface):
             'MovedDegrees': found.moved_deg,
             'HowRegistered': found.how,
         }
-        metadata_file = Path(runtime.cwd) / 'registration.json'
-        metadata_file.write_text(json.dumps(metadata))
-        self._results['out_transform'], self._results['metadata_file'] = (
-            str(out_transform),
-            str(metadata_file),
-        )
+        out['metadata_file'] = str(save_json(folder / 'registration.json', metadata))
         return runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -164,6 +165,14 @@ def save_volume(path, data, affine, *, dtype=np.float32) -> Path:
     image.set_sform(affine, code='scanner')
     image.set_qform(affine, code='scanner')
     write_atomically(path, lambda temporary: nib.save(image, temporary))
+    return path
+
+
+def save_json(path, content: dict) -> Path:
+    """Write ``content`` as indented JSON; appears atomically."""
+    path = Path(path)
+    text = json.dumps(content, indent=2) + '\n'
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
     return path
 
 

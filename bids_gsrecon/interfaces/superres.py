@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +55,7 @@ class SuperResolve(SimpleInterface):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.imaging.foreground import skull_stripped_support
         from bids_gsrecon.imaging.support import find_support
-        from bids_gsrecon.interfaces.io import load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.superres_checks import check_memory
         from bids_gsrecon.recon.superres import SuperresOptions, output_lattice, superres, voxel_profiles
 
@@ -104,7 +103,5 @@ class SuperResolve(SimpleInterface):
             'FiguresOfMerit': {name: float(value) for name, value in result.figures.items()},
         }
         for name, content in (('metadata_file', metadata), ('image_metadata_file', stripped)):
-            path = folder / f'{name.removesuffix("_file")}.json'
-            path.write_text(json.dumps(content, indent=2))
-            out[name] = str(path)
+            out[name] = str(save_json(folder / f'{name.removesuffix("_file")}.json', content))
         return runtime
