@@ -56,7 +56,7 @@ def is_anisotropic(scan: Scan) -> bool:
     """Whether isotropic voxels of its own finest size would be finer than what it has."""
     from bids_gsrecon.interfaces.superres_checks import is_fine_already
 
-    lattice = Lattice(scan.header.shape[:3], scan.header.affine)
+    lattice = scan.header.lattice
     return not is_fine_already(lattice, lattice.resampled(float(lattice.voxel_sizes_mm.min())))
 
 

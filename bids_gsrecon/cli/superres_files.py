@@ -19,12 +19,10 @@ from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
-from bids_gsrecon.imaging.support import find_support
 from bids_gsrecon.interfaces.headers import check_stack
-from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
+from bids_gsrecon.interfaces.io import load_or_find_mask, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.superres_checks import check_memory, check_overlap, is_fine_already
 from bids_gsrecon.recon.superres import SuperresOptions, output_lattice, voxel_profiles
-from bids_gsrecon.recon.superres.grids import default_slice_axis
 
 MAPS = ('amplitude', 'relaxation-proxy', 'mask', 'residual')
 
@@ -57,7 +55,7 @@ def read_inputs(args) -> SuperresInputs:
         refuse_overwrite(derived, *inputs)
     image = load_volume(path)
     check_stack(path, image.data.shape)
-    axis = default_slice_axis(image.lattice) if args.slice_axis is None else args.slice_axis
+    axis = image.lattice.coarsest_axis if args.slice_axis is None else args.slice_axis
     spacing = float(image.lattice.voxel_sizes_mm[axis])
     thickness, remark = args.thickness, ''
     if thickness is None:
@@ -75,10 +73,7 @@ def read_inputs(args) -> SuperresInputs:
             f'{path} is as fine as {args.like} already, and a copy (--copy-if-fine) would keep its own grid: '
             'resample it with an interpolating program, or leave out --like.'
         )
-    if args.mask:
-        mask, mask_source = load_mask(args.mask, image.lattice), 'given'
-    else:
-        mask, mask_source = find_support(image)
+    mask, mask_source = load_or_find_mask(args.mask, image)
     if not copy:
         if args.like:
             check_overlap(path, image.lattice, mask, lattice, args.like)
@@ -112,8 +107,7 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
         if args.save_field:
             from bids_gsrecon.fields.io import save_field
 
-            grid = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': affine.tolist()}
-            save_field(staging / names['field'], result.layers, grid)
+            save_field(staging / names['field'], result.layers, result.lattice.metadata())
         save_json(staging / names['json'], _sidecar(args, inputs, result))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.support import find_support
 
 
 def open_image(path):
@@ -135,6 +136,11 @@ def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:
             f'{path} is an empty mask (on the grid of the image): draw it again or leave it out.'
         )
     return mask
+
+
+def load_or_find_mask(path, volume: Volume) -> tuple[np.ndarray, str]:
+    """The mask at ``path`` on the grid of ``volume`` (``given``), or without a path what `find_support` finds."""
+    return (load_mask(path, volume.lattice), 'given') if path else find_support(volume)
 
 
 def load_scaffold(path, reference: Volume):

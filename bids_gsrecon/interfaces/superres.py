@@ -86,8 +86,7 @@ class SuperResolve(SimpleInterface):
         for name, (data, grid, dtype) in images.items():
             path = folder / f'{name.removeprefix("out_")}.nii.gz'
             out[name] = str(save_volume(path, data, grid.affine, dtype=dtype))
-        grid = {'lattice_shape': list(lattice.shape), 'lattice_affine': lattice.affine.tolist()}
-        out['out_field'] = str(save_field(folder / 'field.h5', result.layers, grid))
+        out['out_field'] = str(save_field(folder / 'field.h5', result.layers, lattice.metadata()))
         stripped = {'SkullStripped': skull_stripped_support(image) is not None}
         metadata = {
             **stripped,
