@@ -181,7 +181,6 @@ def init_contrast_wf(
             ('out_residual', 'residual'),
             ('out_transform', 'transform'),
             ('metadata_file', 'figures'),
-            ('noise_sigma', 'noise_sigma'),
         ]),
         (registration_wf, ds_contrast_wf, [('outputnode.metadata', 'inputnode.registration_metadata')]),
         (harmonize, ds_contrast_wf, [

@@ -53,7 +53,7 @@ class LearnScaffold(SimpleInterface):
         else:
             scaffold = learn_scaffold(reference, mask, options=_options(self.inputs), seed=self.inputs.seed)
         out_file = Path(runtime.cwd) / 'scaffold.h5'
-        save_field(out_file, [scaffold], _lattice_metadata(reference.lattice))
+        save_field(out_file, [scaffold], reference.lattice.metadata())
         self._results['scaffold_file'] = str(out_file)
         return runtime
 
@@ -76,11 +76,10 @@ class _HarmonizeContrastOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc='the contrast on the output grid')
     out_mask = File(exists=True, desc='the mask on the output grid')
     out_uncertainty = File(desc='expected error, same units (undefined if not asked for)')
-    out_transform = File(exists=True, desc='refined target to reference, ITK')
+    out_transform = File(exists=True, desc='target to reference as it was used, ITK')
     out_field = File(exists=True, desc='field of Gaussians of this contrast, HDF5')
     out_residual = File(exists=True, desc='target minus predicted slices, on the grid of the target')
     metadata_file = File(exists=True, desc='JSON: options, slice profile, pose, figures of merit')
-    noise_sigma = traits.Float(desc='noise of the slices, where the method estimates it')
 
 
 class HarmonizeContrast(SimpleInterface):
@@ -126,14 +125,15 @@ class HarmonizeContrast(SimpleInterface):
                 save_volume(folder / 'uncertainty.nii.gz', contrast.uncertainty, affine)
             )
         out['out_residual'] = str(save_volume(folder / 'residual.nii.gz', contrast.residual, volume.affine))
-        out['out_transform'] = str(save_itk_transform(folder / 'refined.txt', contrast.target_to_reference))
+        motion = contrast.target_to_reference
+        out['out_transform'] = str(save_itk_transform(folder / 'to_reference.txt', motion))
         out['out_field'] = str(folder / 'field.h5')
-        save_field(folder / 'field.h5', contrast.layers, _lattice_metadata(result.lattice))
+        save_field(folder / 'field.h5', contrast.layers, result.lattice.metadata())
         metadata = {
             'SliceAxis': profile.axis,
             'SliceProfile': profile.kind,
             'SliceThickness': profile.thickness_mm,
-            'TargetToReferenceRAS': np.asarray(contrast.target_to_reference, dtype=float).tolist(),
+            'TargetToReferenceRAS': np.asarray(motion, dtype=float).tolist(),
             'RandomSeed': inputs.seed,
             'HarmonizeOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
             'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
@@ -143,8 +143,6 @@ class HarmonizeContrast(SimpleInterface):
             },
         }
         out['metadata_file'] = str(save_json(folder / 'metadata.json', metadata))
-        if 'noise_sigma' in contrast.figures:
-            out['noise_sigma'] = float(contrast.figures['noise_sigma'])
         return runtime
 
 
@@ -153,7 +151,3 @@ def _options(inputs):
 
     fields = dict(inputs.options) if isdefined(inputs.options) else {}
     return HarmonizeOptions(**fields, n_threads=inputs.n_threads)
-
-
-def _lattice_metadata(lattice) -> dict:
-    return {'lattice_shape': list(lattice.shape), 'lattice_affine': lattice.affine.tolist()}
