@@ -14,7 +14,7 @@ from bids_gsrecon.cli.grids import load_lattice
 from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import thickness_of
 from bids_gsrecon.cli.staging import staged
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
@@ -61,10 +61,8 @@ def read_inputs(args) -> HarmonizeInputs:
     for name in names:
         refuse_overwrite(outdir / name, args.reference, *args.targets)
     reference = load_volume(args.reference)
-    try:
+    with about(args.reference):
         check_reference(reference)
-    except ValueError as error:
-        raise InputError(f'{args.reference} cannot be the reference: {str(error).rstrip(".")}.') from error
     mask, mask_source = load_or_find_mask(args.mask, reference)
     options = HarmonizeOptions(
         relax_geometry=args.relax_geometry,

@@ -14,7 +14,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_gsrecon.errors import InputError, sentence
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.imaging.lattice import Volume
 
 
@@ -88,10 +88,8 @@ class CheckReference(SimpleInterface):
 
         volume = load_volume(self.inputs.in_file)
         if not self.inputs.accept_thick:
-            try:
+            with about(self.inputs.in_file):
                 check_reference(volume)
-            except ValueError as error:
-                raise sentence(self.inputs.in_file, error) from error
         self._results['out_file'] = self.inputs.in_file
         return runtime
 
@@ -127,17 +125,13 @@ class FindBrainMask(SimpleInterface):
             from bids_gsrecon.interfaces.brain_mask import find_brain_mask
 
             template = self.inputs.template
-            try:
+            with about(self.inputs.in_file):
                 mask, how = find_brain_mask(
                     volume,
                     template=template if template == 'auto' else Path(template),
                     seed=self.inputs.seed,
                     n_threads=self.inputs.n_threads,
                 )
-            except InputError:
-                raise
-            except ValueError as error:
-                raise sentence(self.inputs.in_file, error) from error
         if not mask.any():
             raise InputError(f'{self.inputs.in_file}: no brain was found; give a mask through --derivatives.')
         folder, out = Path(runtime.cwd), self._results
@@ -171,10 +165,8 @@ class CorrectBias(SimpleInterface):
 
         volume = load_volume(self.inputs.in_file)
         mask = load_mask(self.inputs.mask_file, volume.lattice)
-        try:
+        with about(self.inputs.in_file):
             corrected = correct_bias_field(volume, mask, seed=self.inputs.seed)
-        except ValueError as error:
-            raise sentence(self.inputs.in_file, error) from error
         out_file = save_volume(Path(runtime.cwd) / 'corrected.nii.gz', corrected.data, corrected.affine)
         self._results['out_file'] = str(out_file)
         return runtime
@@ -208,14 +200,10 @@ class RegisterRigid(SimpleInterface):
         moving: Volume = load_volume(self.inputs.moving)
         mask = load_mask(self.inputs.fixed_mask, fixed.lattice) if isdefined(self.inputs.fixed_mask) else None
         name = self.inputs.moving_name if isdefined(self.inputs.moving_name) else self.inputs.moving
-        try:
+        with about(name):
             found = register_rigid(
                 fixed, moving, fixed_mask=mask, seed=self.inputs.seed, n_threads=self.inputs.n_threads
             )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise sentence(name, error) from error
         folder, out = Path(runtime.cwd), self._results
         out['out_transform'] = str(save_itk_transform(folder / 'to_reference.txt', found.moving_to_fixed))
         metadata = {

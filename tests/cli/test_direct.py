@@ -189,7 +189,7 @@ def spoil(case, kind):
         ('no overlap', 'overlap'),
         ('constant', 'constant'),
         ('empty mask', 'empty mask'),
-        ('thick reference', 'cannot be the reference'),
+        ('thick reference', 'T2w.nii.gz: its voxels are too thick'),
         ('missing', 'does not exist'),
         ('twice', 'overwrite each other'),
     ],
