@@ -60,6 +60,8 @@ def read_inputs(args) -> HarmonizeInputs:
         raise InputError(f'{outdir} is not a folder: give the folder that the results go to.')
     for name in names:
         refuse_overwrite(outdir / name, args.reference, *args.targets)
+        for changing in _changing_names(name):
+            refuse_overwrite(outdir / changing, args.scaffold)
     reference = load_volume(args.reference)
     with about(args.reference):
         check_reference(reference)
@@ -94,7 +96,8 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
     outdir = Path(args.output)
     reference_stem = image_stem(args.reference)
     affine, grid = result.lattice.affine, result.lattice.metadata()
-    with staged(outdir) as staging:
+    changing = [name for path in args.targets for name in _changing_names(path)]
+    with staged(outdir, changing) as staging:
         images = []
         for path, contrast in zip(args.targets, result.contrasts):
             stem, target = image_stem(path), next(t for t in inputs.targets if t.name == contrast.name)
@@ -170,6 +173,11 @@ def _check_memory(reference: Volume, targets, options) -> None:
             ' --mask or a cropped reference needs less.',
             file=sys.stderr,
         )
+
+
+def _changing_names(path) -> list[str]:
+    """Files of a target that some runs write and others do not."""
+    return [f'{image_stem(path)}_{end}' for end in ('field.h5', 'to-reference.txt', 'uncertainty.nii.gz')]
 
 
 def _image_name(path) -> str:

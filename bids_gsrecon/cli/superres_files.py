@@ -98,7 +98,7 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
     """Write every output; they appear only when all of them are complete."""
     names = {name: path.name for name, path in output_paths(args.output).items()}
     affine = result.lattice.affine
-    with staged(Path(args.output).parent) as staging:
+    with staged(Path(args.output).parent, names.values()) as staging:
         save_volume(staging / names['image'], result.image, affine)
         save_volume(staging / names['amplitude'], result.amplitude, affine)
         save_volume(staging / names['relaxation-proxy'], result.relaxation_proxy, affine)
@@ -114,7 +114,7 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
 def copy_image(args) -> None:
     """The input under the name of the output: byte by byte where the endings agree."""
     output = Path(args.output)
-    with staged(output.parent) as staging:
+    with staged(output.parent, [path.name for path in output_paths(output).values()]) as staging:
         if output.name.removeprefix(image_stem(output)) == Path(args.image).name.removeprefix(
             image_stem(args.image)
         ):
