@@ -38,6 +38,10 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
     """Add to ``plan`` every image of a participant that can be made finer."""
     if not scans and not plan.errors:
         plan.errors.append(nothing_found(config, plan.participant))
+    if config.method.reference in config.execution.output_spaces:
+        plan.messages.append(
+            f'--output-spaces {config.method.reference} has no effect: every image stays in its own space'
+        )
     for session, own in by_session(scans).items():
         targets = []
         for scan in own:
