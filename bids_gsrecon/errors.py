@@ -1,5 +1,10 @@
 """Errors that a user can act on: one sentence that names the file and the remedy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """The input cannot be used; the message says which file, why, and what to do.
@@ -8,7 +13,13 @@ class InputError(ValueError):
     """
 
 
-def sentence(path, error: Exception) -> InputError:
-    """``error`` of a pure function ("it does not ...") as the one sentence about the file it was given."""
-    text = str(error).rstrip('.')
-    return InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.')
+@contextmanager
+def about(path) -> Iterator[None]:
+    """`ValueError` of a pure function ("it does not ...") becomes the one sentence about the file it was given."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        text = str(error).rstrip('.')
+        raise InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.') from error

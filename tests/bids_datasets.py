@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from bids_gsrecon.interfaces.bids import DerivativeSink
+
 FINE_MM = 4.0
 
 
@@ -91,3 +93,9 @@ def healthy(root, labels=('01',)) -> Path:
         write_thick(root, label, 'T2w', metadata={'SliceThickness': 8.0})
         write_thick(root, label, 'FLAIR', axis=1)
     return Path(root)
+
+
+def sink_paths(workflow):
+    """Where a graph writes, below the output folder."""
+    nodes = [workflow.get_node(name) for name in workflow.list_node_names()]
+    return sorted(n.interface.inputs.out_path for n in nodes if isinstance(n.interface, DerivativeSink))

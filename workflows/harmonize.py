@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -10,12 +12,11 @@ from bids_gsrecon.interfaces.harmonize import HarmonizeContrast, LearnScaffold
 from bids_gsrecon.interfaces.reportlets import HarmonizeReportlets, ReferenceReportlets
 from bids_gsrecon.workflows.anatomical import init_anatomical_wf
 from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_harmonize import init_ds_contrast_wf, init_ds_reference_wf, output_names
 from bids_gsrecon.workflows.plan_harmonize import HarmonizeSession
 from bids_gsrecon.workflows.plan_types import TargetPlan
 from bids_gsrecon.workflows.registration import init_registration_wf
-
-MINIMUM_MEMORY_GB = 0.5
 
 
 def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name: str) -> LiterateWorkflow:
@@ -32,10 +33,8 @@ def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name
     """
     execution, method = config.execution, config.method
     workflow = LiterateWorkflow(name=name)
-    options = method.harmonize | {'device': method.device}
     common = {'seed': execution.random_seed, 'omp_nthreads': config.resources.omp_nthreads}
-    voxels = session.reference_shape[0] * session.reference_shape[1] * session.reference_shape[2]
-    light_gb = max(MINIMUM_MEMORY_GB, 40 * voxels / 1024**3)  # a few float32/64 copies of the reference
+    light_gb = light_memory_gb(math.prod(session.reference_shape))
     inputnode = pe.Node(niu.IdentityInterface(fields=['reference', 'mask', 'scaffold']), name='inputnode')
     inputnode.inputs.reference = session.reference
     if session.mask:
@@ -50,13 +49,10 @@ def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name
         mem_gb=light_gb,
         **common,
     )
-    heavy = {
-        'mem_gb': _memory_gb(config, session, options),
-        'n_procs': config.resources.nprocs if execution.low_mem else config.resources.omp_nthreads,
-    }
-    shared = {'options': options, 'seed': execution.random_seed, 'n_threads': config.resources.omp_nthreads}
-    shared['use_gpu'] = method.device == 'cuda'
-    learn_scaffold = pe.Node(LearnScaffold(**shared), name='learn_scaffold', **heavy)
+    heavy_gb = _memory_gb(config, session)
+    learn_scaffold = method_node(
+        config, LearnScaffold(), name='learn_scaffold', options=method.harmonize, mem_gb=heavy_gb
+    )
     reference_pictures = pe.Node(
         ReferenceReportlets(summary=_summary(config, session)), name='reference_pictures', mem_gb=light_gb
     )
@@ -83,8 +79,7 @@ def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name
             config=config,
             session=session,
             target=target,
-            shared=shared,
-            heavy=heavy,
+            heavy_gb=heavy_gb,
             light_gb=light_gb,
             first=number == 0,
             name=f'{target.name.node_name()}_wf',
@@ -108,8 +103,7 @@ def init_contrast_wf(
     config: Config,
     session: HarmonizeSession,
     target: TargetPlan,
-    shared: dict,
-    heavy: dict,
+    heavy_gb: float,
     light_gb: float,
     first: bool,
     name: str,
@@ -120,8 +114,8 @@ def init_contrast_wf(
     ----------
     config, session, target
         Settings and what the planner found.
-    shared, heavy, light_gb
-        Common inputs of the method's nodes; memory and processors of them; memory of the others.
+    heavy_gb, light_gb
+        Memory of the method's node, and of the others.
     first
         Whether this contrast also writes the mask on the output grid.
 
@@ -150,7 +144,8 @@ def init_contrast_wf(
         omp_nthreads=config.resources.omp_nthreads,
         mem_gb=light_gb,
     )
-    harmonize = pe.Node(
+    harmonize = method_node(
+        config,
         HarmonizeContrast(
             name=target.name.stem(),
             source=target.file,
@@ -158,10 +153,10 @@ def init_contrast_wf(
             slice_thickness_mm=target.slice_thickness_mm,
             slice_profile=target.slice_profile,
             output_resolution_mm=method.output_resolution_mm,
-            **shared,
         ),
         name='harmonize',
-        **heavy,
+        options=method.harmonize,
+        mem_gb=heavy_gb,
     )
     pictures = pe.Node(HarmonizeReportlets(parameters=_parameters(target)), name='pictures', mem_gb=light_gb)
     ds_contrast_wf = init_ds_contrast_wf(config=config, session=session, target=target, with_mask=first)
@@ -181,7 +176,6 @@ def init_contrast_wf(
             ('out_residual', 'residual'),
             ('out_transform', 'transform'),
             ('metadata_file', 'figures'),
-            ('noise_sigma', 'noise_sigma'),
         ]),
         (registration_wf, ds_contrast_wf, [('outputnode.metadata', 'inputnode.registration_metadata')]),
         (harmonize, ds_contrast_wf, [
@@ -200,15 +194,11 @@ def init_contrast_wf(
     return workflow
 
 
-def _memory_gb(config: Config, session: HarmonizeSession, options: dict) -> float:
+def _memory_gb(config: Config, session: HarmonizeSession) -> float:
     from bids_gsrecon.recon.harmonize import HarmonizeOptions, estimate_memory_gb
 
-    shapes = [tuple(target.shape) for target in session.targets]
-    needed = max(
-        estimate_memory_gb(tuple(session.reference_shape), [shape], HarmonizeOptions(**options))
-        for shape in shapes
-    )
-    return max(MINIMUM_MEMORY_GB, float(needed))
+    shapes = [target.shape for target in session.targets]
+    return estimate_memory_gb(session.reference_shape, shapes, HarmonizeOptions(**config.method.harmonize))
 
 
 def _parameters(target: TargetPlan) -> dict:

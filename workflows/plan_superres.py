@@ -38,6 +38,10 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
     """Add to ``plan`` every image of a participant that can be made finer."""
     if not scans and not plan.errors:
         plan.errors.append(nothing_found(config, plan.participant))
+    if config.method.reference in config.execution.output_spaces:
+        plan.messages.append(
+            f'--output-spaces {config.method.reference} has no effect: every image stays in its own space'
+        )
     for session, own in by_session(scans).items():
         targets = []
         for scan in own:
@@ -56,7 +60,7 @@ def is_anisotropic(scan: Scan) -> bool:
     """Whether isotropic voxels of its own finest size would be finer than what it has."""
     from bids_gsrecon.interfaces.superres_checks import is_fine_already
 
-    lattice = Lattice(scan.header.shape[:3], scan.header.affine)
+    lattice = scan.header.lattice
     return not is_fine_already(lattice, lattice.resampled(float(lattice.voxel_sizes_mm.min())))
 
 

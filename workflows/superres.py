@@ -10,10 +10,9 @@ from bids_gsrecon.interfaces.images import PrepareTarget
 from bids_gsrecon.interfaces.reportlets import SuperresReportlets
 from bids_gsrecon.interfaces.superres import SuperResolve
 from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_superres import init_ds_superres_wf
 from bids_gsrecon.workflows.plan_superres import SuperresSession, SuperresTarget
-
-MINIMUM_MEMORY_GB = 0.5
 
 
 def init_superres_session_wf(*, config: Config, session: SuperresSession, name: str) -> LiterateWorkflow:
@@ -56,30 +55,28 @@ def init_superres_wf(
     image
         As acquired; a series is averaged.
     """
-    execution, method = config.execution, config.method
+    from bids_gsrecon.interfaces.superres_checks import needed_memory_gb
+
     workflow = LiterateWorkflow(name=name)
-    light_gb, heavy_gb = _memory_gb(target)
+    light_gb = light_memory_gb(target.output_lattice.n_voxels)
     inputnode = pe.Node(niu.IdentityInterface(fields=['image']), name='inputnode')
     inputnode.inputs.image = target.file
     prepare = pe.Node(PrepareTarget(average=target.average), name='prepare', mem_gb=light_gb)
     if target.volumes:
         prepare.inputs.volumes = target.volumes
-    super_resolve = pe.Node(
+    super_resolve = method_node(
+        config,
         SuperResolve(
             source=target.file,
             slice_axis=target.slice_axis,
             slice_thickness_mm=target.slice_thickness_mm,
             voxel_profile=target.slice_profile,
             output_mm=target.output_mm,
-            options=method.superres | {'device': method.device},
-            seed=execution.random_seed,
             memory_limit_gb=config.resources.memory_gb,
-            n_threads=config.resources.omp_nthreads,
-            use_gpu=method.device == 'cuda',
         ),
         name='super_resolve',
-        mem_gb=heavy_gb,
-        n_procs=config.resources.nprocs if execution.low_mem else config.resources.omp_nthreads,
+        options=config.method.superres,
+        mem_gb=needed_memory_gb(target.shape, target.lattice, target.output_lattice),
     )
     pictures = pe.Node(SuperresReportlets(parameters=_parameters(target)), name='pictures', mem_gb=light_gb)
     if summary:
@@ -115,16 +112,6 @@ def init_superres_wf(
     elif target.average:
         workflow.__desc__ = 'Perfusion series were averaged over time.'
     return workflow
-
-
-def _memory_gb(target: SuperresTarget) -> tuple[float, float]:
-    """Of the nodes around the method, and of the method."""
-    from bids_gsrecon.interfaces.superres_checks import needed_memory_gb
-
-    output = target.output_lattice
-    # Pictures need a few float32/64 copies of the output.
-    light = max(MINIMUM_MEMORY_GB, 40 * output.n_voxels / 1024**3)
-    return light, needed_memory_gb(target.shape, target.lattice, output)
 
 
 def _parameters(target: SuperresTarget) -> dict:

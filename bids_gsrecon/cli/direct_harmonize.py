@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
+from bids_gsrecon.cli.arguments import positive_float
+from bids_gsrecon.cli.method_options import add_seed_and_threads, add_slice_geometry
 
 SUMMARY = 'thick contrasts onto the grid of an isotropic reference'
 
@@ -30,21 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='where to reconstruct (default: the non-zero part of REFERENCE, or its foreground)',
     )
     slices = parser.add_argument_group('slices of the targets')
-    slices.add_argument(
-        '--slice-axis',
-        type=int,
-        choices=(0, 1, 2),
-        metavar='K',
-        help='stored axis across slices (default: coarsest)',
-    )
+    add_slice_geometry(slices, 'TARGET')
     slices.add_argument(
         '--profile', choices=('box', 'gaussian'), default='box', help='slice profile (default: box)'
-    )
-    slices.add_argument(
-        '--thickness',
-        type=positive_float,
-        metavar='MM',
-        help='slice thickness (default: SliceThickness of the .json beside TARGET, else the slice spacing)',
     )
     grid = parser.add_argument_group(
         'output grid (default: that of REFERENCE)'
@@ -68,12 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='ablation: let Gaussians move slightly for each contrast',
     )
-    parser.add_argument(
-        '--random-seed', type=seed_number, default=0, metavar='N', help='same seed, same result'
-    )
-    parser.add_argument(
-        '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
-    )
+    add_seed_and_threads(parser)
 
 
 def run(args: argparse.Namespace) -> str:

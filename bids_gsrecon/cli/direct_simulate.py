@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from bids_gsrecon.cli import simulate_stacks
-from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float
+from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float, seed_number
 from bids_gsrecon.errors import InputError
 
 SUMMARY = 'thick slices, coarse voxels or moving stacks out of a good image, with true headers'
@@ -70,7 +70,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--noise', type=float, default=0.0, metavar='F', help='Rician noise, fraction of the 99th percentile'
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the noise')
+    parser.add_argument('--seed', type=seed_number, default=0, metavar='N', help='seed of the noise')
     parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
 
 
@@ -138,15 +138,7 @@ def _run_coarse(args: argparse.Namespace) -> str:
 
 
 def _save(output, volume, sidecar: dict) -> None:
-    import json
-
-    from bids_gsrecon.interfaces.io import save_volume, write_atomically
+    from bids_gsrecon.interfaces.io import save_json, save_volume
 
     save_volume(output, volume.data, volume.affine)
-    text = json.dumps(sidecar, indent=2) + '\n'
-    write_atomically(output.with_name(image_stem(output) + '.json'), lambda path: _write(path, text))
-
-
-def _write(path, text: str) -> None:
-    with open(path, 'w') as file:
-        file.write(text)
+    save_json(output.with_name(image_stem(output) + '.json'), sidecar)

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
+from bids_gsrecon.cli.arguments import positive_float, positive_int
 from bids_gsrecon.cli.method_options import (
     SHARED_SWITCHES,
     SUPERRES_SWITCHES,
     VOXEL_PROFILES,
+    add_seed_and_threads,
+    add_slice_geometry,
     add_superres_model,
     add_switches,
 )
@@ -48,13 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument('--like', metavar='REF', help='image whose grid to use')
     grid.add_argument('--isotropic', action='store_true', help='the smallest voxel size of IN along all axes')
     slices = parser.add_argument_group('voxels of IN')
-    slices.add_argument(
-        '--slice-axis',
-        type=int,
-        choices=(0, 1, 2),
-        metavar='K',
-        help='stored axis across slices (default: coarsest)',
-    )
+    add_slice_geometry(slices, 'IN')
     slices.add_argument(
         '--profile',
         choices=VOXEL_PROFILES,
@@ -62,23 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='how a voxel averages: cell (mean over the voxel; default), box or gaussian across slices of '
         '--thickness, point (value at its centre)',
     )
-    slices.add_argument(
-        '--thickness',
-        type=positive_float,
-        metavar='MM',
-        help='slice thickness (default: SliceThickness of the .json beside IN, else the slice spacing)',
-    )
     model = parser.add_argument_group('model')
     add_superres_model(model)
     add_switches(model, {**SHARED_SWITCHES, **SUPERRES_SWITCHES})
     parser.add_argument('--save-field', action='store_true', help='also write OUT_field.h5')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), help='where to compute (default: auto)')
-    parser.add_argument(
-        '--random-seed', type=seed_number, default=0, metavar='N', help='same seed, same result'
-    )
-    parser.add_argument(
-        '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
-    )
+    add_seed_and_threads(parser)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -87,7 +72,7 @@ def run(args: argparse.Namespace) -> str:
 
     from bids_gsrecon.cli.progress import ProgressBar
     from bids_gsrecon.cli.superres_files import copy_image, read_inputs, write_outputs
-    from bids_gsrecon.errors import InputError, sentence
+    from bids_gsrecon.errors import about
 
     started = time.monotonic()
     if args.device == 'cuda':
@@ -100,21 +85,16 @@ def run(args: argparse.Namespace) -> str:
         return f'gsrecon superres: ok, {args.image} is as fine as the output already: copied -> {args.output}'
     from bids_gsrecon.recon.superres import superres
 
-    with ProgressBar() as progress:
-        try:
-            result = superres(
-                inputs.image,
-                inputs.lattice,
-                profiles=inputs.profiles,
-                mask=inputs.mask,
-                options=inputs.options,
-                seed=args.random_seed,
-                progress=progress,
-            )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise sentence(args.image, error) from error
+    with ProgressBar() as progress, about(args.image):
+        result = superres(
+            inputs.image,
+            inputs.lattice,
+            profiles=inputs.profiles,
+            mask=inputs.mask,
+            options=inputs.options,
+            seed=args.random_seed,
+            progress=progress,
+        )
     write_outputs(args, inputs, result)
     shape = ' x '.join(str(n) for n in result.lattice.shape)
     sizes = ' x '.join(f'{size:.4g}' for size in result.lattice.voxel_sizes_mm)

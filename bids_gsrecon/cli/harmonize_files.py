@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -15,13 +14,13 @@ from bids_gsrecon.cli.grids import load_lattice
 from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import thickness_of
 from bids_gsrecon.cli.staging import staged
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
-from bids_gsrecon.imaging.support import find_support
+from bids_gsrecon.imaging.resample import share_reached
 from bids_gsrecon.interfaces.headers import check_stack
-from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
+from bids_gsrecon.interfaces.io import load_or_find_mask, load_scaffold, load_volume, save_json, save_volume
 from bids_gsrecon.recon.harmonize.types import HarmonizeOptions, Target
 
 MIN_OVERLAP = 0.02  # of the mask that a target must see
@@ -61,15 +60,12 @@ def read_inputs(args) -> HarmonizeInputs:
         raise InputError(f'{outdir} is not a folder: give the folder that the results go to.')
     for name in names:
         refuse_overwrite(outdir / name, args.reference, *args.targets)
+        for changing in _changing_names(name):
+            refuse_overwrite(outdir / changing, args.scaffold)
     reference = load_volume(args.reference)
-    try:
+    with about(args.reference):
         check_reference(reference)
-    except ValueError as error:
-        raise InputError(f'{args.reference} cannot be the reference: {str(error).rstrip(".")}.') from error
-    if args.mask:
-        mask, mask_source = load_mask(args.mask, reference.lattice), 'given'
-    else:
-        mask, mask_source = find_support(reference)
+    mask, mask_source = load_or_find_mask(args.mask, reference)
     options = HarmonizeOptions(
         relax_geometry=args.relax_geometry,
         n_threads=args.threads or 0,
@@ -95,10 +91,13 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
     list of Path
         The harmonized images.
     """
+    from bids_gsrecon.fields.io import save_field
+
     outdir = Path(args.output)
     reference_stem = image_stem(args.reference)
-    affine = result.lattice.affine
-    with staged(outdir) as staging:
+    affine, grid = result.lattice.affine, result.lattice.metadata()
+    changing = [name for path in args.targets for name in _changing_names(path)]
+    with staged(outdir, changing) as staging:
         images = []
         for path, contrast in zip(args.targets, result.contrasts):
             stem, target = image_stem(path), next(t for t in inputs.targets if t.name == contrast.name)
@@ -111,23 +110,19 @@ def write_outputs(args, inputs: HarmonizeInputs, result) -> list[Path]:
 
                 save_itk_transform(staging / f'{stem}_to-reference.txt', contrast.target_to_reference)
             if args.save_field:
-                _save_field(staging / f'{stem}_field.h5', contrast.layers, result)
-            _save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
+                save_field(staging / f'{stem}_field.h5', contrast.layers, grid)
+            save_json(staging / f'{stem}.json', _sidecar(args, inputs, result, contrast, target, path))
         save_volume(staging / f'{reference_stem}_mask.nii.gz', result.mask, affine, dtype=np.uint8)
-        _save_field(staging / f'{reference_stem}_scaffold.h5', [result.scaffold], result)
+        save_field(staging / f'{reference_stem}_scaffold.h5', [result.scaffold], grid)
     return [outdir / name for name in images]
 
 
 def _load_target(path, args) -> tuple[Volume, SliceProfile]:
     volume = load_volume(path)
     check_stack(path, volume.data.shape)
-    shape, sizes = np.array(volume.data.shape), volume.lattice.voxel_sizes_mm
-    axis = args.slice_axis
-    if axis is None:
-        # Of equally coarse axes, the one with the fewest voxels is that of the slices.
-        coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
-        axis = int(coarse[np.argmin(shape[coarse])])
-    thickness, remark = (args.thickness, '') if args.thickness else thickness_of(path, float(sizes[axis]))
+    axis = volume.lattice.coarsest_axis if args.slice_axis is None else args.slice_axis
+    spacing = float(volume.lattice.voxel_sizes_mm[axis])
+    thickness, remark = (args.thickness, '') if args.thickness else thickness_of(path, spacing)
     if remark:
         print(f'gsrecon harmonize: note: {path}: {remark}.', file=sys.stderr)
     return volume, SliceProfile(args.profile, thickness, axis)
@@ -150,12 +145,9 @@ def _pose(path, volume: Volume, reference: Volume, mask: np.ndarray, args) -> np
 
 def _check_overlap(path, volume: Volume, reference: Volume, mask: np.ndarray, target_to_reference) -> None:
     """The target sees some of the mask."""
-    points = reference.lattice.to_world(np.argwhere(mask)[:: max(int(mask.sum()) // 20000, 1)])
-    inverse = np.linalg.inv(target_to_reference)
-    index = volume.lattice.to_index(points @ inverse[:3, :3].T + inverse[:3, 3])
-    seen = ((index >= -0.5) & (index <= np.array(volume.data.shape) - 0.5)).all(1).mean()
+    seen = share_reached(mask, reference.lattice, volume.lattice.moved(target_to_reference))
     if seen < MIN_OVERLAP:
-        how = 'their headers' if np.allclose(inverse, np.eye(4)) else 'the registration'
+        how = 'their headers' if np.allclose(target_to_reference, np.eye(4)) else 'the registration'
         raise InputError(
             f'{path} does not overlap the reference: by {how} it shows {100 * seen:.1f} % of it; '
             'check the headers, or try --register rigid.'
@@ -183,16 +175,14 @@ def _check_memory(reference: Volume, targets, options) -> None:
         )
 
 
+def _changing_names(path) -> list[str]:
+    """Files of a target that some runs write and others do not."""
+    return [f'{image_stem(path)}_{end}' for end in ('field.h5', 'to-reference.txt', 'uncertainty.nii.gz')]
+
+
 def _image_name(path) -> str:
     name = Path(path).name
     return name if name.endswith(('.nii', '.nii.gz')) else f'{image_stem(path)}.nii.gz'
-
-
-def _save_field(path: Path, layers, result) -> None:
-    from bids_gsrecon.fields.io import save_field
-
-    lattice = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': result.lattice.affine.tolist()}
-    save_field(path, layers, lattice)
 
 
 def _sidecar(args, inputs, result, contrast, target, path) -> dict:
@@ -215,7 +205,3 @@ def _sidecar(args, inputs, result, contrast, target, path) -> dict:
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
     }
-
-
-def _save_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')

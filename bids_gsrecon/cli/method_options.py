@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 
 # The choices are repeated here because a command line must not load the numerics; a test compares them.
 SUPERRES_MODELS = ('auto', 'physics')
@@ -60,6 +60,33 @@ def add_superres_model(group, prefix: str = '') -> None:
     )
     group.add_argument(
         f'--{prefix}iterations', type=positive_int, metavar='N', help='steps on the geometry of the Gaussians'
+    )
+
+
+def add_slice_geometry(group, image: str) -> None:
+    """Slices of single files; ``image``: what the images are called in the help."""
+    group.add_argument(
+        '--slice-axis',
+        type=int,
+        choices=(0, 1, 2),
+        metavar='K',
+        help='stored axis across slices (default: coarsest)',
+    )
+    group.add_argument(
+        '--thickness',
+        type=positive_float,
+        metavar='MM',
+        help=f'slice thickness (default: SliceThickness of the .json beside {image}, else the slice spacing)',
+    )
+
+
+def add_seed_and_threads(parser: argparse.ArgumentParser) -> None:
+    """Of every method on single files."""
+    parser.add_argument(
+        '--random-seed', type=seed_number, default=0, metavar='N', help='same seed, same result'
+    )
+    parser.add_argument(
+        '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
     )
 
 

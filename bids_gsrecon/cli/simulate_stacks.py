@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> str:
     """Simulate, write everything together, and say what was written."""
     from bids_gsrecon.cli.staging import staged
     from bids_gsrecon.imaging.simulate_stacks import moving_stacks
-    from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+    from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
 
     volume = load_volume(args.input)
     mask = load_mask(args.mask, volume.lattice) if args.mask else volume.data > 0
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> str:
             stack = simulated.stack
             save_volume(staging / f'stack-{number}.nii.gz', stack.data, stack.lattice.affine)
             save_volume(staging / f'mask-{number}.nii.gz', stack.mask, stack.lattice.affine, dtype='uint8')
-            _write_json(staging / f'stack-{number}.json', _sidecar(simulated, args))
+            save_json(staging / f'stack-{number}.json', _sidecar(simulated, args))
             for k, pose in enumerate(simulated.poses):
                 rows.append('\t'.join([str(number), str(k), *(f'{x:.9g}' for x in pose.ravel())]))
         (staging / 'poses.tsv').write_text('\n'.join(rows) + '\n')
@@ -159,9 +159,3 @@ def _sidecar(simulated, args: argparse.Namespace) -> dict:
         'RicianNoiseFraction': args.noise,
         'RandomSeed': args.seed,
     }
-
-
-def _write_json(path, content: dict) -> None:
-    import json
-
-    path.write_text(json.dumps(content, indent=2) + '\n')

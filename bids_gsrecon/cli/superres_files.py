@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -20,12 +19,10 @@ from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.profile import SliceProfile
-from bids_gsrecon.imaging.support import find_support
 from bids_gsrecon.interfaces.headers import check_stack
-from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+from bids_gsrecon.interfaces.io import load_or_find_mask, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.superres_checks import check_memory, check_overlap, is_fine_already
 from bids_gsrecon.recon.superres import SuperresOptions, output_lattice, voxel_profiles
-from bids_gsrecon.recon.superres.grids import default_slice_axis
 
 MAPS = ('amplitude', 'relaxation-proxy', 'mask', 'residual')
 
@@ -58,7 +55,7 @@ def read_inputs(args) -> SuperresInputs:
         refuse_overwrite(derived, *inputs)
     image = load_volume(path)
     check_stack(path, image.data.shape)
-    axis = default_slice_axis(image.lattice) if args.slice_axis is None else args.slice_axis
+    axis = image.lattice.coarsest_axis if args.slice_axis is None else args.slice_axis
     spacing = float(image.lattice.voxel_sizes_mm[axis])
     thickness, remark = args.thickness, ''
     if thickness is None:
@@ -76,10 +73,7 @@ def read_inputs(args) -> SuperresInputs:
             f'{path} is as fine as {args.like} already, and a copy (--copy-if-fine) would keep its own grid: '
             'resample it with an interpolating program, or leave out --like.'
         )
-    if args.mask:
-        mask, mask_source = load_mask(args.mask, image.lattice), 'given'
-    else:
-        mask, mask_source = find_support(image)
+    mask, mask_source = load_or_find_mask(args.mask, image)
     if not copy:
         if args.like:
             check_overlap(path, image.lattice, mask, lattice, args.like)
@@ -104,7 +98,7 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
     """Write every output; they appear only when all of them are complete."""
     names = {name: path.name for name, path in output_paths(args.output).items()}
     affine = result.lattice.affine
-    with staged(Path(args.output).parent) as staging:
+    with staged(Path(args.output).parent, names.values()) as staging:
         save_volume(staging / names['image'], result.image, affine)
         save_volume(staging / names['amplitude'], result.amplitude, affine)
         save_volume(staging / names['relaxation-proxy'], result.relaxation_proxy, affine)
@@ -113,15 +107,14 @@ def write_outputs(args, inputs: SuperresInputs, result) -> None:
         if args.save_field:
             from bids_gsrecon.fields.io import save_field
 
-            grid = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': affine.tolist()}
-            save_field(staging / names['field'], result.layers, grid)
-        _write_json(staging / names['json'], _sidecar(args, inputs, result))
+            save_field(staging / names['field'], result.layers, result.lattice.metadata())
+        save_json(staging / names['json'], _sidecar(args, inputs, result))
 
 
 def copy_image(args) -> None:
     """The input under the name of the output: byte by byte where the endings agree."""
     output = Path(args.output)
-    with staged(output.parent) as staging:
+    with staged(output.parent, [path.name for path in output_paths(output).values()]) as staging:
         if output.name.removeprefix(image_stem(output)) == Path(args.image).name.removeprefix(
             image_stem(args.image)
         ):
@@ -129,7 +122,7 @@ def copy_image(args) -> None:
         else:
             nib.save(nib.load(args.image), staging / output.name)
         content = {'Description': 'A copy: the image was as fine as was asked for', 'Input': str(args.image)}
-        _write_json(staging / f'{image_stem(output)}.json', content)
+        save_json(staging / f'{image_stem(output)}.json', content)
 
 
 def _output_lattice(args, image: Lattice) -> Lattice:
@@ -181,7 +174,3 @@ def _sidecar(args, inputs: SuperresInputs, result) -> dict:
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'NumberOfGaussians': sum(len(layer) for layer in result.layers),
     }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')

@@ -39,6 +39,13 @@ class Lattice:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
+    def coarsest_axis(self) -> int:
+        """Stored axis with the largest steps; of nearly equal ones that with the fewest voxels."""
+        sizes = self.voxel_sizes_mm
+        coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
+        return int(coarse[np.argmin(np.array(self.shape)[coarse])])
+
+    @property
     def world_to_voxel(self) -> np.ndarray:
         """4x4, world RAS mm to voxel index."""
         return np.linalg.inv(self.affine)
@@ -92,6 +99,10 @@ class Lattice:
         affine[:3, :3] = directions * sizes
         affine[:3, 3] = self.centre_mm - affine[:3, :3] @ ((shape - 1) / 2)
         return Lattice(tuple(shape), affine)
+
+    def metadata(self) -> dict:
+        """What a saved field says about the grid it was made on; JSON-able."""
+        return {'lattice_shape': list(self.shape), 'lattice_affine': self.affine.tolist()}
 
     def same_as(self, other: Lattice, tolerance_mm: float = 1e-3) -> bool:
         """Whether the two grids put every voxel centre at the same place within ``tolerance_mm``."""

@@ -45,3 +45,10 @@ def reached(lattice: Lattice, image: Lattice) -> np.ndarray:
         index = sum(c * g for c, g in zip(row[:3], grids)) + row[3]
         inside &= (index > -0.5 - 1e-6) & (index < n - 0.5 + 1e-6)
     return inside
+
+
+def share_reached(mask: np.ndarray, lattice: Lattice, image: Lattice) -> float:
+    """Share of ``mask`` (i, j, k) on ``lattice`` that lies inside the box of ``image``; of some voxels is enough."""
+    voxels = np.argwhere(mask)
+    index = image.to_index(lattice.to_world(voxels[:: max(len(voxels) // 20000, 1)]))
+    return float(((index >= -0.5) & (index <= np.array(image.shape) - 0.5)).all(1).mean())

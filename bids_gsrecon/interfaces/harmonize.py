@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    SimpleInterface,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import about
+from bids_gsrecon.interfaces.method import MethodInputSpec, options_of, recorded
 
 
-class _CommonInputSpec(BaseInterfaceInputSpec):
+class _CommonInputSpec(MethodInputSpec):
     reference = File(exists=True, mandatory=True, desc='isotropic reference, bias corrected')
     mask = File(exists=True, mandatory=True, desc='brain mask')
-    options = traits.Dict(desc='fields of HarmonizeOptions that differ from their defaults')
-    seed = traits.Int(0, usedefault=True)
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc='occupies a GPU slot of MultiProc')
 
 
 class _LearnScaffoldInputSpec(_CommonInputSpec):
@@ -45,16 +33,17 @@ class LearnScaffold(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume
-        from bids_gsrecon.recon.harmonize import learn_scaffold
+        from bids_gsrecon.recon.harmonize import HarmonizeOptions, learn_scaffold
 
         reference = load_volume(self.inputs.reference)
         mask = load_mask(self.inputs.mask, reference.lattice)
         if isdefined(self.inputs.scaffold_file):
             scaffold = load_scaffold(self.inputs.scaffold_file, reference)
         else:
-            scaffold = learn_scaffold(reference, mask, options=_options(self.inputs), seed=self.inputs.seed)
+            options = options_of(self.inputs, HarmonizeOptions)
+            scaffold = learn_scaffold(reference, mask, options=options, seed=self.inputs.seed)
         out_file = Path(runtime.cwd) / 'scaffold.h5'
-        save_field(out_file, [scaffold], _lattice_metadata(reference.lattice))
+        save_field(out_file, [scaffold], reference.lattice.metadata())
         self._results['scaffold_file'] = str(out_file)
         return runtime
 
@@ -77,11 +66,10 @@ class _HarmonizeContrastOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc='the contrast on the output grid')
     out_mask = File(exists=True, desc='the mask on the output grid')
     out_uncertainty = File(desc='expected error, same units (undefined if not asked for)')
-    out_transform = File(exists=True, desc='refined target to reference, ITK')
+    out_transform = File(exists=True, desc='target to reference as it was used, ITK')
     out_field = File(exists=True, desc='field of Gaussians of this contrast, HDF5')
     out_residual = File(exists=True, desc='target minus predicted slices, on the grid of the target')
     metadata_file = File(exists=True, desc='JSON: options, slice profile, pose, figures of merit')
-    noise_sigma = traits.Float(desc='noise of the slices, where the method estimates it')
 
 
 class HarmonizeContrast(SimpleInterface):
@@ -93,9 +81,9 @@ class HarmonizeContrast(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.imaging.profile import SliceProfile
-        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_scaffold, load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.registration import load_itk_transform, save_itk_transform
-        from bids_gsrecon.recon.harmonize import Target, harmonize
+        from bids_gsrecon.recon.harmonize import HarmonizeOptions, Target, harmonize
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         reference, volume = load_volume(inputs.reference), load_volume(inputs.target)
@@ -103,8 +91,8 @@ class HarmonizeContrast(SimpleInterface):
         target = Target(inputs.name, volume, profile, load_itk_transform(inputs.transform))
         resolution = inputs.output_resolution_mm
         lattice = reference.lattice.resampled(resolution) if resolution > 0 else reference.lattice
-        options = _options(inputs)
-        try:
+        options = options_of(inputs, HarmonizeOptions)
+        with about(inputs.source):
             result = harmonize(
                 reference,
                 [target],
@@ -114,10 +102,6 @@ class HarmonizeContrast(SimpleInterface):
                 options=options,
                 seed=inputs.seed,
             )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f'{inputs.source}: {str(error).rstrip(".")}.') from error
         contrast, affine = result.contrasts[0], result.lattice.affine
         out = self._results
         out['out_file'] = str(save_volume(folder / 'image.nii.gz', contrast.image, affine))
@@ -127,36 +111,22 @@ class HarmonizeContrast(SimpleInterface):
                 save_volume(folder / 'uncertainty.nii.gz', contrast.uncertainty, affine)
             )
         out['out_residual'] = str(save_volume(folder / 'residual.nii.gz', contrast.residual, volume.affine))
-        out['out_transform'] = str(save_itk_transform(folder / 'refined.txt', contrast.target_to_reference))
+        motion = contrast.target_to_reference
+        out['out_transform'] = str(save_itk_transform(folder / 'to_reference.txt', motion))
         out['out_field'] = str(folder / 'field.h5')
-        save_field(folder / 'field.h5', contrast.layers, _lattice_metadata(result.lattice))
+        save_field(folder / 'field.h5', contrast.layers, result.lattice.metadata())
         metadata = {
             'SliceAxis': profile.axis,
             'SliceProfile': profile.kind,
             'SliceThickness': profile.thickness_mm,
-            'TargetToReferenceRAS': np.asarray(contrast.target_to_reference, dtype=float).tolist(),
+            'TargetToReferenceRAS': np.asarray(motion, dtype=float).tolist(),
             'RandomSeed': inputs.seed,
-            'HarmonizeOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
+            'HarmonizeOptions': recorded(options),
             'NumberOfGaussians': sum(len(layer) for layer in contrast.layers),
             # Times differ from run to run; everything else here is the same for the same input and seed.
             'FiguresOfMerit': {
                 k: float(v) for k, v in contrast.figures.items() if not k.startswith('seconds')
             },
         }
-        metadata_file = folder / 'metadata.json'
-        metadata_file.write_text(json.dumps(metadata, indent=2))
-        out['metadata_file'] = str(metadata_file)
-        if 'noise_sigma' in contrast.figures:
-            out['noise_sigma'] = float(contrast.figures['noise_sigma'])
+        out['metadata_file'] = str(save_json(folder / 'metadata.json', metadata))
         return runtime
-
-
-def _options(inputs):
-    from bids_gsrecon.recon.harmonize import HarmonizeOptions
-
-    fields = dict(inputs.options) if isdefined(inputs.options) else {}
-    return HarmonizeOptions(**fields, n_threads=inputs.n_threads)
-
-
-def _lattice_metadata(lattice) -> dict:
-    return {'lattice_shape': list(lattice.shape), 'lattice_affine': lattice.affine.tolist()}

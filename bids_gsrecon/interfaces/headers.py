@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.interfaces.io import open_image
 
 THICK_RATIO = 2.0  # coarsest over finest voxel size
@@ -46,15 +47,14 @@ class Header:
         )
 
     @property
-    def coarsest_axis(self) -> int:
-        """Stored axis with the largest steps; of nearly equal ones that with the fewest voxels."""
-        coarse = np.flatnonzero(self.voxel_sizes_mm > 0.98 * self.voxel_sizes_mm.max())
-        return int(coarse[np.argmin(np.array(self.shape[:3])[coarse])])
+    def lattice(self) -> Lattice:
+        """The grid of (one volume of) the image."""
+        return Lattice(self.shape[:3], self.affine)
 
     @property
     def slice_normal(self) -> np.ndarray:
         """Unit world direction of the coarsest axis (3,)."""
-        column = self.affine[:3, self.coarsest_axis]
+        column = self.affine[:3, self.lattice.coarsest_axis]
         return column / np.linalg.norm(column)
 
 
@@ -121,7 +121,7 @@ def slice_axis(header: Header, metadata: dict) -> tuple[int, str]:
 
     A clearly coarsest axis decides; ``SliceEncodingDirection`` only where there is none.
     """
-    coarsest, sizes = header.coarsest_axis, header.voxel_sizes_mm
+    coarsest, sizes = header.lattice.coarsest_axis, header.voxel_sizes_mm
     named = 'ijk'.find(str(metadata.get('SliceEncodingDirection', '-'))[:1])
     if named < 0 or named == coarsest:
         return coarsest, ''

@@ -14,7 +14,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
-from bids_gsrecon.errors import InputError, sentence
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.imaging.lattice import Volume
 
 
@@ -88,10 +88,8 @@ class CheckReference(SimpleInterface):
 
         volume = load_volume(self.inputs.in_file)
         if not self.inputs.accept_thick:
-            try:
+            with about(self.inputs.in_file):
                 check_reference(volume)
-            except ValueError as error:
-                raise sentence(self.inputs.in_file, error) from error
         self._results['out_file'] = self.inputs.in_file
         return runtime
 
@@ -117,10 +115,8 @@ class FindBrainMask(SimpleInterface):
     output_spec = _FindBrainMaskOutputSpec
 
     def _run_interface(self, runtime):
-        import json
-
         from bids_gsrecon.imaging.foreground import skull_stripped_support
-        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
 
         volume = load_volume(self.inputs.in_file)
         if isdefined(self.inputs.mask_file):
@@ -129,27 +125,21 @@ class FindBrainMask(SimpleInterface):
             from bids_gsrecon.interfaces.brain_mask import find_brain_mask
 
             template = self.inputs.template
-            try:
+            with about(self.inputs.in_file):
                 mask, how = find_brain_mask(
                     volume,
                     template=template if template == 'auto' else Path(template),
                     seed=self.inputs.seed,
                     n_threads=self.inputs.n_threads,
                 )
-            except InputError:
-                raise
-            except ValueError as error:
-                raise sentence(self.inputs.in_file, error) from error
         if not mask.any():
             raise InputError(f'{self.inputs.in_file}: no brain was found; give a mask through --derivatives.')
-        out_mask = save_volume(Path(runtime.cwd) / 'brain_mask.nii.gz', mask, volume.affine, dtype=np.uint8)
-        metadata_file = Path(runtime.cwd) / 'brain_mask.json'
-        metadata_file.write_text(json.dumps({'Description': f'brain mask ({how})', 'MaskSource': how}))
-        image_metadata_file = Path(runtime.cwd) / 'image.json'
-        stripped = skull_stripped_support(volume) is not None
-        image_metadata_file.write_text(json.dumps({'SkullStripped': stripped}))
-        self._results['out_mask'], self._results['metadata_file'] = str(out_mask), str(metadata_file)
-        self._results['image_metadata_file'] = str(image_metadata_file)
+        folder, out = Path(runtime.cwd), self._results
+        out['out_mask'] = str(save_volume(folder / 'brain_mask.nii.gz', mask, volume.affine, dtype=np.uint8))
+        metadata = {'Description': f'brain mask ({how})', 'MaskSource': how}
+        out['metadata_file'] = str(save_json(folder / 'brain_mask.json', metadata))
+        stripped = {'SkullStripped': skull_stripped_support(volume) is not None}
+        out['image_metadata_file'] = str(save_json(folder / 'image.json', stripped))
         return runtime
 
 
@@ -175,10 +165,8 @@ class CorrectBias(SimpleInterface):
 
         volume = load_volume(self.inputs.in_file)
         mask = load_mask(self.inputs.mask_file, volume.lattice)
-        try:
+        with about(self.inputs.in_file):
             corrected = correct_bias_field(volume, mask, seed=self.inputs.seed)
-        except ValueError as error:
-            raise sentence(self.inputs.in_file, error) from error
         out_file = save_volume(Path(runtime.cwd) / 'corrected.nii.gz', corrected.data, corrected.affine)
         self._results['out_file'] = str(out_file)
         return runtime
@@ -205,24 +193,19 @@ class RegisterRigid(SimpleInterface):
     output_spec = _RegisterOutputSpec
 
     def _run_interface(self, runtime):
-        import json
-
-        from bids_gsrecon.interfaces.io import load_mask, load_volume
+        from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json
         from bids_gsrecon.interfaces.registration import register_rigid, save_itk_transform
 
         fixed = load_volume(self.inputs.fixed)
         moving: Volume = load_volume(self.inputs.moving)
         mask = load_mask(self.inputs.fixed_mask, fixed.lattice) if isdefined(self.inputs.fixed_mask) else None
         name = self.inputs.moving_name if isdefined(self.inputs.moving_name) else self.inputs.moving
-        try:
+        with about(name):
             found = register_rigid(
                 fixed, moving, fixed_mask=mask, seed=self.inputs.seed, n_threads=self.inputs.n_threads
             )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise sentence(name, error) from error
-        out_transform = save_itk_transform(Path(runtime.cwd) / 'to_reference.txt', found.moving_to_fixed)
+        folder, out = Path(runtime.cwd), self._results
+        out['out_transform'] = str(save_itk_transform(folder / 'to_reference.txt', found.moving_to_fixed))
         metadata = {
             'NormalizedMutualInformation': found.metric,
             'NormalizedMutualInformationOfHeaders': found.initial_metric,
@@ -230,10 +213,5 @@ class RegisterRigid(SimpleInterface):
             'MovedDegrees': found.moved_deg,
             'HowRegistered': found.how,
         }
-        metadata_file = Path(runtime.cwd) / 'registration.json'
-        metadata_file.write_text(json.dumps(metadata))
-        self._results['out_transform'], self._results['metadata_file'] = (
-            str(out_transform),
-            str(metadata_file),
-        )
+        out['metadata_file'] = str(save_json(folder / 'registration.json', metadata))
         return runtime

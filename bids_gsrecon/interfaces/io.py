@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.support import find_support
 
 
 def open_image(path):
@@ -136,6 +138,11 @@ def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:
     return mask
 
 
+def load_or_find_mask(path, volume: Volume) -> tuple[np.ndarray, str]:
+    """The mask at ``path`` on the grid of ``volume`` (``given``), or without a path what `find_support` finds."""
+    return (load_mask(path, volume.lattice), 'given') if path else find_support(volume)
+
+
 def load_scaffold(path, reference: Volume):
     """The first layer (`GaussianField`) of an HDF5 field, checked to lie in the reference's field of view.
 
@@ -164,6 +171,14 @@ def save_volume(path, data, affine, *, dtype=np.float32) -> Path:
     image.set_sform(affine, code='scanner')
     image.set_qform(affine, code='scanner')
     write_atomically(path, lambda temporary: nib.save(image, temporary))
+    return path
+
+
+def save_json(path, content: dict) -> Path:
+    """Write ``content`` as indented JSON; appears atomically."""
+    path = Path(path)
+    text = json.dumps(content, indent=2) + '\n'
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
     return path
 
 

@@ -17,13 +17,33 @@ from nipype.interfaces.base import (
 )
 
 
-class _HarmonizeReportletsInputSpec(BaseInterfaceInputSpec):
+class _ImageInputSpec(BaseInterfaceInputSpec):
+    target = File(exists=True, mandatory=True, desc='image as acquired')
+    result = File(exists=True, mandatory=True, desc='image on the output grid')
+    mask = File(exists=True, mandatory=True, desc='where it was reconstructed')
+    residual = File(exists=True, mandatory=True, desc='target minus what is predicted of it, on its own grid')
+    figures = traits.Either(
+        File(exists=True), traits.Dict(), desc='figures of merit: a JSON file or a dictionary'
+    )
+    parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
+
+
+class _OutputSpec(TraitedSpec):
+    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
+    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
+
+
+class _ImageOutputSpec(_OutputSpec):
+    before = File(exists=True, desc='the image as acquired')
+    interpolated = File(exists=True, desc='the same after linear interpolation')
+    after = File(exists=True, desc='the result')
+    residual = File(exists=True, desc='residual in units of noise')
+    merit = File(exists=True, desc='JSON: figures of merit and parameters')
+
+
+class _HarmonizeReportletsInputSpec(_ImageInputSpec):
     reference = File(exists=True, mandatory=True, desc='isotropic reference')
-    target = File(exists=True, mandatory=True, desc='thick image as acquired')
-    result = File(exists=True, mandatory=True, desc='target on the output grid')
-    mask = File(exists=True, mandatory=True, desc='where the result is defined')
     uncertainty = File(exists=True, desc='uncertainty map on the grid of the result')
-    residual = File(exists=True, desc='target minus predicted slices, on the grid of the target')
     target_to_reference = traits.List(
         traits.List(traits.Float),
         xor=['transform'],
@@ -34,23 +54,11 @@ class _HarmonizeReportletsInputSpec(BaseInterfaceInputSpec):
         xor=['target_to_reference'],
         desc='the same motion as an ITK file (see save_itk_transform)',
     )
-    noise_sigma = traits.Float(desc='standard deviation of the noise of the target, its own units')
-    figures = traits.Either(
-        File(exists=True), traits.Dict(), desc='figures of merit: a JSON file or a dictionary'
-    )
-    parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
 
 
-class _HarmonizeReportletsOutputSpec(TraitedSpec):
-    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
-    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
-    before = File(exists=True, desc='thick slices as acquired')
-    interpolated = File(exists=True, desc='the same after linear interpolation')
-    after = File(exists=True, desc='the result')
+class _HarmonizeReportletsOutputSpec(_ImageOutputSpec):
     registration = File(exists=True, desc='edges of the reference on the target')
     uncertainty = File(exists=True, desc='uncertainty map')
-    residual = File(exists=True, desc='residual of the slices in units of noise')
-    merit = File(exists=True, desc='JSON: figures of merit and parameters')
 
 
 class HarmonizeReportlets(SimpleInterface):
@@ -84,12 +92,9 @@ class HarmonizeReportlets(SimpleInterface):
             target, reference, view, window=window, mask=mask
         )
         merit = _merit(inputs, target, result)
-        sigma = inputs.noise_sigma if isdefined(inputs.noise_sigma) else _noise_sigma(merit['figures'])
         if isdefined(inputs.uncertainty):
             pictures['uncertainty'] = figures.uncertainty_montage(_load(inputs.uncertainty), view, mask)
-        if isdefined(inputs.residual):
-            residual = _inside(_load(inputs.residual), target.lattice, mask)
-            pictures['residual'] = figures.residual_montage(residual, noise_sigma=sigma)
+        pictures['residual'] = _residual(inputs, target, mask, merit)
         contents = {**pictures, 'merit': _json_bytes(merit)}
         _write_parts(self, contents, Path(runtime.cwd))
         return runtime
@@ -102,9 +107,7 @@ class _ReferenceReportletsInputSpec(BaseInterfaceInputSpec):
     summary = traits.Dict(desc='what was done in this session; shown at the top of the report')
 
 
-class _ReferenceReportletsOutputSpec(TraitedSpec):
-    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
-    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
+class _ReferenceReportletsOutputSpec(_OutputSpec):
     reference = File(exists=True, desc='the reference; flips with before and after')
     mask = File(exists=True, desc='the reference with the contour of the mask')
     summary = File(exists=True, desc='JSON')
@@ -133,31 +136,16 @@ class ReferenceReportlets(SimpleInterface):
         return runtime
 
 
-class _SuperresReportletsInputSpec(BaseInterfaceInputSpec):
-    target = File(exists=True, mandatory=True, desc='image as acquired')
-    result = File(exists=True, mandatory=True, desc='image on the output grid')
-    mask = File(exists=True, mandatory=True, desc='where it was reconstructed')
+class _SuperresReportletsInputSpec(_ImageInputSpec):
     amplitude = File(exists=True, mandatory=True, desc='amplitude map')
     relaxation_proxy = File(exists=True, mandatory=True, desc='relaxation proxy')
-    residual = File(exists=True, mandatory=True, desc='residual on the grid of the target')
-    figures = traits.Either(
-        File(exists=True), traits.Dict(), desc='figures of merit: a JSON file or a dictionary'
-    )
-    parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
     summary = traits.Dict(desc='what was done in this session; shown at the top of the report')
 
 
-class _SuperresReportletsOutputSpec(TraitedSpec):
-    out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
-    parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
-    before = File(exists=True, desc='the image as acquired')
-    interpolated = File(exists=True, desc='the same after linear interpolation')
-    after = File(exists=True, desc='the result')
-    residual = File(exists=True, desc='residual in units of its own spread')
+class _SuperresReportletsOutputSpec(_ImageOutputSpec):
     support = File(exists=True, desc='the image with the contour of the mask')
     amplitude = File(exists=True, desc='amplitude map')
     relaxationproxy = File(exists=True, desc='relaxation proxy')
-    merit = File(exists=True, desc='JSON: figures of merit and parameters')
     summary = File(desc='JSON')
 
 
@@ -180,10 +168,7 @@ class SuperresReportlets(SimpleInterface):
         highest = max(float(np.percentile(proxy.data[inside], 99)) if inside.any() else 1.0, 1e-9)
         contents = {
             **_flips(target, result, view, window),
-            'residual': figures.residual_montage(
-                _inside(_load(inputs.residual), target.lattice, mask),
-                noise_sigma=_noise_sigma(merit['figures']),
-            ),
+            'residual': _residual(inputs, target, mask, merit),
             'support': figures.gray_montage(target, view, window=window, order=1, mask=mask),
             'amplitude': figures.gray_montage(_load(inputs.amplitude), view, window=window),
             'relaxationproxy': figures.map_montage(
@@ -234,6 +219,13 @@ def _load(path):
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     data = data.reshape((*data.shape[:3], -1)).mean(-1) if data.ndim > 3 else data
     return Volume.from_affine(data, image.affine)
+
+
+def _residual(inputs, target, mask, merit) -> bytes:
+    from bids_gsrecon.reports import figures
+
+    residual = _inside(_load(inputs.residual), target.lattice, mask)
+    return figures.residual_montage(residual, noise_sigma=_noise_sigma(merit['figures']))
 
 
 def _inside(residual, lattice, mask):

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-from nipype.interfaces.base import (
-    BaseInterfaceInputSpec,
-    File,
-    SimpleInterface,
-    TraitedSpec,
-    isdefined,
-    traits,
-)
+from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, traits
 
-from bids_gsrecon.errors import InputError, sentence
+from bids_gsrecon.errors import about
+from bids_gsrecon.interfaces.method import MethodInputSpec, options_of, recorded
 
 
-class _SuperResolveInputSpec(BaseInterfaceInputSpec):
+class _SuperResolveInputSpec(MethodInputSpec):
     in_file = File(exists=True, mandatory=True, desc='a 3D image')
     source = traits.Str(mandatory=True, desc='file of the image, for messages')
     slice_axis = traits.Range(0, 2, mandatory=True, desc='stored axis of the slices')
     slice_thickness_mm = traits.Float(mandatory=True)
     voxel_profile = traits.Enum('auto', 'cell', 'box', 'gaussian', 'point', usedefault=True)
     output_mm = traits.Float(mandatory=True, desc='isotropic voxel size')
-    options = traits.Dict(desc='fields of SuperresOptions that differ from their defaults')
-    seed = traits.Int(0, usedefault=True)
     memory_limit_gb = traits.Float(0.0, usedefault=True, nohash=True, desc='0: not known')
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
-    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc='occupies a GPU slot of MultiProc')
 
 
 class _SuperResolveOutputSpec(TraitedSpec):
@@ -56,7 +44,7 @@ class SuperResolve(SimpleInterface):
         from bids_gsrecon.fields.io import save_field
         from bids_gsrecon.imaging.foreground import skull_stripped_support
         from bids_gsrecon.imaging.support import find_support
-        from bids_gsrecon.interfaces.io import load_volume, save_volume
+        from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.superres_checks import check_memory
         from bids_gsrecon.recon.superres import SuperresOptions, output_lattice, superres, voxel_profiles
 
@@ -65,18 +53,13 @@ class SuperResolve(SimpleInterface):
         lattice = output_lattice(image.lattice, zooms_mm=np.full(3, inputs.output_mm))
         mask, how = find_support(image)
         check_memory(inputs.source, image.lattice, mask, lattice, inputs.memory_limit_gb)
-        fields = dict(inputs.options) if isdefined(inputs.options) else {}
-        options = SuperresOptions(**fields, n_threads=inputs.n_threads)
+        options = options_of(inputs, SuperresOptions)
         axis = inputs.slice_axis
         profiles = voxel_profiles(
             image.lattice, inputs.voxel_profile, slice_axis=axis, thickness_mm=inputs.slice_thickness_mm
         )
-        try:
+        with about(inputs.source):
             result = superres(image, lattice, profiles=profiles, mask=mask, options=options, seed=inputs.seed)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise sentence(inputs.source, error) from error
         images = {
             'out_file': (result.image, lattice, np.float32),
             'out_amplitude': (result.amplitude, lattice, np.float32),
@@ -87,8 +70,7 @@ class SuperResolve(SimpleInterface):
         for name, (data, grid, dtype) in images.items():
             path = folder / f'{name.removeprefix("out_")}.nii.gz'
             out[name] = str(save_volume(path, data, grid.affine, dtype=dtype))
-        grid = {'lattice_shape': list(lattice.shape), 'lattice_affine': lattice.affine.tolist()}
-        out['out_field'] = str(save_field(folder / 'field.h5', result.layers, grid))
+        out['out_field'] = str(save_field(folder / 'field.h5', result.layers, lattice.metadata()))
         stripped = {'SkullStripped': skull_stripped_support(image) is not None}
         metadata = {
             **stripped,
@@ -98,13 +80,11 @@ class SuperResolve(SimpleInterface):
             'SliceThickness': profiles[axis].thickness_mm,
             'MaskSource': how,
             'RandomSeed': inputs.seed,
-            'SuperresOptions': {k: v for k, v in dataclasses.asdict(options).items() if k != 'n_threads'},
+            'SuperresOptions': recorded(options),
             'NumberOfGaussians': sum(len(layer) for layer in result.layers),
             'Backend': result.backend,
             'FiguresOfMerit': {name: float(value) for name, value in result.figures.items()},
         }
         for name, content in (('metadata_file', metadata), ('image_metadata_file', stripped)):
-            path = folder / f'{name.removesuffix("_file")}.json'
-            path.write_text(json.dumps(content, indent=2))
-            out[name] = str(path)
+            out[name] = str(save_json(folder / f'{name.removesuffix("_file")}.json', content))
         return runtime

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.imaging.resample import share_reached
 from bids_gsrecon.recon.superres import cell_factors, estimate_memory_gb
 
 OUTPUT_BYTES = 40  # per output voxel: image, two maps, mask, and copies on their way to disk
@@ -46,9 +47,7 @@ def check_memory(source, image: Lattice, mask: np.ndarray, output: Lattice, limi
 
 def check_overlap(source, image: Lattice, mask: np.ndarray, output: Lattice, output_name) -> None:
     """Raise `InputError` where the output grid shows nothing of the mask."""
-    voxels = np.argwhere(mask)
-    index = output.to_index(image.to_world(voxels[:: max(len(voxels) // 20000, 1)]))
-    if not ((index >= -0.5) & (index <= np.array(output.shape) - 0.5)).all(1).any():
+    if share_reached(mask, image, output) == 0:
         raise InputError(
             f'{output_name} does not overlap {source}: by their headers they lie apart; check the headers.'
         )

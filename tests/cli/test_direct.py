@@ -189,7 +189,7 @@ def spoil(case, kind):
         ('no overlap', 'overlap'),
         ('constant', 'constant'),
         ('empty mask', 'empty mask'),
-        ('thick reference', 'cannot be the reference'),
+        ('thick reference', 'T2w.nii.gz: its voxels are too thick'),
         ('missing', 'does not exist'),
         ('twice', 'overwrite each other'),
     ],
@@ -398,6 +398,19 @@ def test_scaffold_and_field_round_trip(case, fake, capsys):
     np.testing.assert_allclose(nib.load(out).header.get_zooms(), 2)
     assert run('sample', case / 'a' / 'T2w_field.h5', '--resolution', '2', '-o', out, '--channel', 'x') == 2
     assert 'no channel x' in error_line(capsys)
+
+
+def test_what_an_earlier_run_left_does_not_survive_beside_another_result(case, fake, capsys):
+    out = case / 'out'
+    arguments = ['harmonize', case / 'T1w.nii.gz', case / 'T2w.nii.gz', '-o', out]
+    assert run(*arguments, '--save-field') == 0
+    (out / 'T2w_to-reference.txt').write_text('of a registration')
+    (out / 'FLAIR_field.h5').write_text('of another contrast')
+    assert run(*arguments, '--scaffold', out / 'T2w_field.h5') == 2
+    assert 'overwritten' in error_line(capsys) and (out / 'T2w_field.h5').exists()
+    assert run(*arguments) == 0
+    assert not (out / 'T2w_field.h5').exists() and not (out / 'T2w_to-reference.txt').exists()
+    assert (out / 'FLAIR_field.h5').exists() and (out / 'T2w_uncertainty.nii.gz').exists()
 
 
 def test_the_real_method_beats_interpolation_and_repeats_itself(tmp_path, capsys):

@@ -183,6 +183,17 @@ def test_an_image_that_is_fine_already_is_refused_or_copied(case, fake, capsys):
     assert not fake
 
 
+def test_what_an_earlier_run_left_does_not_survive_beside_another_result(case, fake):
+    out = case / 'new' / 'sr.nii.gz'
+    assert run(case / 'T2w.nii.gz', '-o', out, '--save-field') == 0
+    (out.parent / 'sr_notes.txt').write_text('not ours')
+    assert sorted(p.name for p in out.parent.iterdir()) == sorted([*ALL, 'sr_field.h5', 'sr_notes.txt'])
+    assert run(case / 'T2w.nii.gz', '-o', out) == 0
+    assert sorted(p.name for p in out.parent.iterdir()) == sorted([*ALL, 'sr_notes.txt'])
+    assert run(case / 'T1w.nii.gz', '-o', out, '--isotropic', '--copy-if-fine') == 0
+    assert sorted(p.name for p in out.parent.iterdir()) == ['sr.json', 'sr.nii.gz', 'sr_notes.txt']
+
+
 def test_a_copy_is_not_passed_off_as_the_grid_of_like(case, fake, capsys):
     image = nib.load(case / 'T1w.nii.gz')
     shifted = image.affine.copy()

@@ -4,25 +4,15 @@ import json
 import pytest
 
 from bids_gsrecon.cli.build import build
-from bids_gsrecon.cli.parser import parse_args
 from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink
 from bids_gsrecon.workflows.boilerplate import read_bibliography, write_boilerplate
 from bids_gsrecon.workflows.registry import RECONS, session_builder
-from tests.bids_datasets import healthy, write_t1w, write_thick
+from tests.bids_datasets import healthy, sink_paths, write_t1w, write_thick
 
 
 @pytest.fixture
-def make(tmp_path):
-    def run(*arguments):
-        arguments = [tmp_path / 'bids', tmp_path / 'out', 'participant', '-w', tmp_path / 'work', *arguments]
-        return build(parse_args(arguments))
-
-    return run
-
-
-def sink_paths(workflow):
-    nodes = [workflow.get_node(name) for name in workflow.list_node_names()]
-    return sorted(n.interface.inputs.out_path for n in nodes if isinstance(n.interface, DerivativeSink))
+def make(config):
+    return lambda *arguments: build(config(*arguments))
 
 
 def test_sinks_carry_the_names_of_bids(tmp_path, make):

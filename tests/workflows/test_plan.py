@@ -6,35 +6,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_gsrecon.cli.parser import parse_args
-from bids_gsrecon.workflows.plan import plan_participants
 from tests.bids_datasets import (
     affine,
     anat,
     brain,
     healthy,
-    write_description,
     write_image,
     write_t1w,
     write_thick,
 )
-
-
-@pytest.fixture
-def plan(tmp_path):
-    """Plans of the dataset at ``tmp_path / bids`` under given arguments, by participant."""
-
-    def run(*arguments, filters=None):
-        arguments = [tmp_path / 'bids', tmp_path / 'out', 'participant', '-w', tmp_path / 'work', *arguments]
-        plans = plan_participants(parse_args(arguments), filters or {})
-        return {item.participant: item for item in plans}
-
-    return run
-
-
-@pytest.fixture
-def root(tmp_path):
-    return write_description(tmp_path / 'bids')
 
 
 def contrasts(session):

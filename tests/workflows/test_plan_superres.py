@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 
-from bids_gsrecon.cli.parser import parse_args
-from bids_gsrecon.workflows.plan import plan_participants
 from tests.bids_datasets import (
     affine,
     anat,
     brain,
     healthy,
-    write_description,
     write_image,
     write_t1w,
     write_thick,
@@ -18,18 +15,8 @@ from tests.bids_datasets import (
 
 
 @pytest.fixture
-def root(tmp_path):
-    return write_description(tmp_path / 'bids')
-
-
-@pytest.fixture
-def plan(tmp_path):
-    def run(*arguments, recon='superres'):
-        arguments = [tmp_path / 'bids', tmp_path / 'out', 'participant', '-w', tmp_path / 'work', *arguments]
-        plans = plan_participants(parse_args([*arguments, '--recon', recon]), {})
-        return {item.participant: item for item in plans}
-
-    return run
+def plan(plan):
+    return lambda *arguments, recon='superres': plan(*arguments, '--recon', recon)
 
 
 def names(item):
@@ -118,6 +105,14 @@ def test_bad_images_are_errors_and_the_others_run(root, plan):
     assert len(item.errors) == 3
     for name, said in (('FLAIR', 'truncated'), ('PDw', '4 dimensions'), ('angio', 'single slice')):
         assert any(name in text and said in text for text in item.errors)
+
+
+def test_the_space_of_a_reference_is_said_to_have_no_effect(root, plan):
+    write_thick(root, '01')
+    item = plan('--output-spaces', 'T1w', recon='auto')['01']
+    assert item.recon == 'superres'
+    assert any('--output-spaces T1w has no effect' in text for text in item.messages)
+    assert plan('--output-spaces', 'native')['01'].messages == []
 
 
 def test_no_image_at_all(root, plan):

@@ -4,26 +4,15 @@ import pytest
 
 from bids_gsrecon.cli.build import build
 from bids_gsrecon.cli.outcome import missing_results
-from bids_gsrecon.cli.parser import parse_args
-from bids_gsrecon.interfaces.bids import DerivativeSink
 from bids_gsrecon.recon.superres import SuperresOptions
-from tests.bids_datasets import healthy, write_thick
+from tests.bids_datasets import healthy, sink_paths, write_thick
 
 NODE = 'sub_01_wf.session_wf.T2w_wf.super_resolve'
 
 
 @pytest.fixture
-def config(tmp_path):
-    def make(*arguments):
-        arguments = [tmp_path / 'bids', tmp_path / 'out', 'participant', '-w', tmp_path / 'work', *arguments]
-        return parse_args([*arguments, '--recon', 'superres'])
-
-    return make
-
-
-def sink_paths(workflow):
-    nodes = [workflow.get_node(name) for name in workflow.list_node_names()]
-    return sorted(n.interface.inputs.out_path for n in nodes if isinstance(n.interface, DerivativeSink))
+def config(config):
+    return lambda *arguments: config(*arguments, '--recon', 'superres')
 
 
 def test_names_of_the_results(tmp_path, config):

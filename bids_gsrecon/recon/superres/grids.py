@@ -13,13 +13,6 @@ LARGER = 1.3  # cells to a rendered point: output voxels below 1.95 cells show t
 SLACK = 0.25  # an output a quarter finer than a whole factor of the input needs no finer cells
 
 
-def default_slice_axis(lattice: Lattice) -> int:
-    """Stored axis with the largest voxels; of equally large ones, that with the fewest."""
-    sizes = lattice.voxel_sizes_mm
-    coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
-    return int(coarse[np.argmin(np.array(lattice.shape)[coarse])])
-
-
 def is_through_plane(lattice: Lattice, axis: int) -> bool:
     """Whether steps along ``axis`` are clearly larger than in plane."""
     sizes = lattice.voxel_sizes_mm
@@ -44,7 +37,7 @@ def voxel_profiles(
     """
     if kind not in PROFILES:
         raise ValueError(f'unknown voxel profile {kind!r}: one of {", ".join(PROFILES)}')
-    axis = default_slice_axis(lattice) if slice_axis is None else slice_axis
+    axis = lattice.coarsest_axis if slice_axis is None else slice_axis
     profiles = []
     for a, size in enumerate(lattice.voxel_sizes_mm):
         if kind == 'point':

@@ -23,7 +23,6 @@ from bids_gsrecon.recon.superres.cross_scale import add_learned_detail
 from bids_gsrecon.recon.superres.grids import (
     cell_factors,
     check_finer,
-    default_slice_axis,
     is_through_plane,
     points_per_voxel,
 )
@@ -177,7 +176,7 @@ def _physics(data, source, region, fine, sampling, options, report) -> GaussianF
 
 def _learned(data, source, region, profiles, factors, fine, sampling, options, seed, report):
     """What the field shall hold, (k, j, i) on ``fine``, and Gaussians for it: (field, goal, figures)."""
-    axis = default_slice_axis(source)
+    axis = source.coarsest_axis
     figures: dict[str, float] = {}
     remaining = list(factors)
     current, lattice, current_region = data, source, region

@@ -7,7 +7,6 @@ from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.recon.superres.grids import (
     cell_factors,
     check_finer,
-    default_slice_axis,
     is_through_plane,
     output_lattice,
     upsampling_factors,
@@ -19,8 +18,8 @@ OBLIQUE = Lattice((10, 12, 8), np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, 4], [0
 
 
 def test_slices_lie_across_the_coarsest_axis():
-    assert default_slice_axis(THICK) == 1 and is_through_plane(THICK, 1)
-    assert default_slice_axis(Lattice((30, 30, 12), np.eye(4))) == 2, 'of equals, that with the fewest'
+    assert THICK.coarsest_axis == 1 and is_through_plane(THICK, 1)
+    assert Lattice((30, 30, 12), np.eye(4)).coarsest_axis == 2, 'of equals, that with the fewest'
     assert not is_through_plane(Lattice((9, 9, 9), np.diag([1.0, 1.0, 1.2, 1.0])), 2)
     assert not is_through_plane(THICK, 0)
 

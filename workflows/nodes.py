@@ -1,0 +1,25 @@
+"""Nodes of every method: what they are given, and what they take of the machine."""
+
+from __future__ import annotations
+
+from nipype.pipeline import engine as pe
+
+from bids_gsrecon.config import Config
+
+
+def method_node(config: Config, interface, *, name: str, options: dict, mem_gb: float) -> pe.Node:
+    """A node that reconstructs; under ``--low-mem`` it takes every processor, so that none runs beside it."""
+    resources, device = config.resources, config.method.device
+    interface.inputs.trait_set(
+        options=options | {'device': device},
+        seed=config.execution.random_seed,
+        n_threads=resources.omp_nthreads,
+        use_gpu=device == 'cuda',
+    )
+    n_procs = resources.nprocs if config.execution.low_mem else resources.omp_nthreads
+    return pe.Node(interface, name=name, mem_gb=mem_gb, n_procs=n_procs)
+
+
+def light_memory_gb(n_voxels: int) -> float:
+    """Of a node that holds a few float32/64 copies of an image, e.g. to draw it."""
+    return max(0.5, 40 * n_voxels / 1024**3)
