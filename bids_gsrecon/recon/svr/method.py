@@ -35,7 +35,7 @@ FIRST_PULL, LAST_PULL = 0.04, 0.001  # of neighbours in time on poses, while sin
 
 
 def svr(
-    stacks: list[SliceStack], *, options: SvrOptions = SvrOptions(), progress: Progress | None = None
+    stacks: list[SliceStack], *, options: SvrOptions | None = None, progress: Progress | None = None
 ) -> SvrResult:
     """Reconstruct.
 
@@ -46,6 +46,7 @@ def svr(
     ValueError
         Fewer than two stacks, or a stack without signal in its mask.
     """
+    options = options or SvrOptions()
     if len(stacks) < 2:
         raise ValueError('slice-to-volume reconstruction needs two stacks at least, in different directions')
     for number, stack in enumerate(stacks, 1):
@@ -134,18 +135,14 @@ class _Reconstruction:
         for number in range(2):
             self.report('aligning stacks', number, 2)
             pixels, lattice = self.level(spacing)
-            problem = PoseProblem(
-                pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
-            )
+            problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, pixels.stack_of, n_steps=6)
 
     def _align_packets(self):
         for number, size in enumerate((4, 2)):
             self.report('aligning packets of slices', number, 2)
             pixels, lattice = self.level(3 * self.options.resolution_mm)
-            problem = PoseProblem(
-                pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
-            )
+            problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=4)
 
     def _align_slices(self):

@@ -13,8 +13,7 @@ from bids_gsrecon.recon.svr.view import (
     unit_mass,
     variance_ratio,
 )
-from tests.helpers import assert_adjoint
-from tests.moving_stacks import BACKEND, FRAME, anatomy, moving_stacks
+from tests.moving_stacks import BACKEND, FRAME, moving_stacks
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +44,9 @@ def test_adjoint(case):
     rng = np.random.default_rng(1)
     image = rng.normal(size=lattice.shape).astype(np.float32)
     values = rng.normal(size=len(pixels.values)).astype(np.float32)
-    assert np.vdot(view.forward(image), values) == pytest.approx(np.vdot(image, view.adjoint(values)), rel=1e-4)
+    assert np.vdot(view.forward(image), values) == pytest.approx(
+        np.vdot(image, view.adjoint(values)), rel=1e-4
+    )
 
 
 def test_a_constant_stays_constant_inside(case):
@@ -71,7 +72,7 @@ def test_diagonal_is_that_of_the_normal_matrix(case):
 def test_derivative_in_the_pose(case, k):
     pixels, poses, image, lattice = case
     smooth = ndimage.gaussian_filter(image, 2.0)
-    value, jacobian = View.make(pixels, lattice, poses, BACKEND).derivative(smooth, FRAME)
+    _, jacobian = View.make(pixels, lattice, poses, BACKEND).derivative(smooth, FRAME)
     step = np.zeros(6)
     step[k] = 0.0125
     plus, minus = (
