@@ -20,7 +20,7 @@ from bids_gsrecon.imaging.stacks import SliceStack
 from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
-from bids_gsrecon.recon.svr.motion import Frame
+from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
 from bids_gsrecon.recon.svr.quality import finish
@@ -31,6 +31,10 @@ from bids_gsrecon.recon.svr.volume import solve_volume
 
 PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 SLICE_ROUNDS = 8
+RESCUES = (3, 5, 7)  # rounds after which slices that lost their way are looked for
+RESCUED = 0.95  # of the squared error, that a slice must get rid of to be moved
+SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
+PLACE_SMALL = (3, 6)  # joint steps after which small slices are aligned with the others alone
 FIRST_PULL, LAST_PULL = 0.04, 0.001  # of neighbours in time on poses, while single slices are aligned
 
 
@@ -157,12 +161,31 @@ class _Reconstruction:
             pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
             problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
+            if number in RESCUES:
+                self._rescue(pixels, lattice)
+
+    def _rescue(self, pixels: Pixels, lattice: Lattice):
+        """Move slices to where their neighbours in time are if the other stacks explain them better there.
+
+        A slice at the edge of the anatomy can settle at a wrong place, where it is the only one and explains itself:
+        hence volumes made without its stack.
+        """
+        problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
+        each = np.arange(pixels.n_slices)
+        _, here = problem.refine(self.poses, each, n_steps=3)
+        parameters = self.frame.parameters(self.poses)
+        size = np.bincount(pixels.slice_of, minlength=pixels.n_slices)
+        means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size / (here / size + 1e-6))
+        moved, there = problem.refine(self.frame.motions(means), each, n_steps=3)
+        better = there < RESCUED * here
+        self.poses = np.where(better[:, None, None], moved, self.poses)
 
     def _reconstruct(self):
         """The view, amplitudes, gains and pixel weights at the end."""
         pixels = self.pixels.selected(self.pixels.in_mask)
         lattice = self.grid(pixels, self.options.resolution_mm)
         weights = np.ones(len(pixels.values))
+        before = self.poses
         view = View.make(pixels, lattice, self.poses, self.backend)
         image = solve_volume(view, weights, np.ones(pixels.n_slices))
         gains = slice_gains(view.forward(image), pixels, weights)
@@ -175,12 +198,41 @@ class _Reconstruction:
             image, self.poses = joint_step(
                 view, image, gains, weights, self.frame, prior=pull, n_iterations=12
             )
+            if number in PLACE_SMALL:
+                self._place_small(view, image, gains, before)
             view = View.make(pixels, lattice, self.poses, self.backend)
             gains = slice_gains(view.forward(image), pixels, weights)
-        if self.options.robust and not n_steps:
+        if self.options.robust:
             weights = robust_weights(view, image, gains)
         image = solve_volume(view, weights, gains, image, n_iterations=10)
         return view, image, gains, weights
+
+    def _place_small(self, view: View, image, gains, before: np.ndarray):
+        """Align small slices, from several starts, with a volume made of the others.
+
+        At the edge of the anatomy a slice with few pixels is often the only one where it lies, and the joint steps
+        let it wander. ``before`` are the poses at the joint steps' start.
+        """
+        pixels, lattice = view.pixels, view.lattice
+        size = np.bincount(pixels.slice_of, minlength=pixels.n_slices)
+        small = size < SMALL * np.median(size)
+        if not small.any():
+            return
+        others = pixels.selected(~small[pixels.slice_of])
+        ones = np.ones(len(others.values))
+        view = View.make(others, lattice, self.poses, self.backend)
+        volume = solve_volume(view, ones, gains, image, n_iterations=8, n_rounds=1)
+        own = pixels.selected(small[pixels.slice_of])
+        problem = PoseProblem(own, lattice, [volume], self.frame, self.backend)
+        parameters = self.frame.parameters(self.poses)
+        means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size)
+        each = np.arange(pixels.n_slices)
+        best, least = problem.refine(self.poses, each, n_steps=4)
+        for start in (before, self.frame.motions(means)):
+            poses, cost = problem.refine(start, each, n_steps=4)
+            better = cost < least
+            best, least = np.where(better[:, None, None], poses, best), np.where(better, cost, least)
+        self.poses = np.where(small[:, None, None], best, self.poses)
 
 
 def packets(pixels: Pixels, size: int) -> np.ndarray:

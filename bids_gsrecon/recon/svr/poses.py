@@ -13,6 +13,7 @@ from bids_gsrecon.recon.svr.pixels import Pixels
 from bids_gsrecon.recon.svr.view import View
 
 LONGEST_STEP_MM = 8.0
+LEAST_GAIN, MOST_GAIN = 0.1, 1.3  # of a slice: motion while it is excited takes signal away, nothing adds any
 
 
 @njit(parallel=True, cache=True)
@@ -61,13 +62,13 @@ def slice_sums(pixels: Pixels, jacobian, values) -> np.ndarray:
     return out
 
 
-def slice_gains(predicted, pixels: Pixels, weights, *, spread: float = 0.3) -> np.ndarray:
-    """(M,) least-squares gain of every slice (value = gain x prediction), mean one, within ``1 +- spread``."""
+def slice_gains(predicted, pixels: Pixels, weights) -> np.ndarray:
+    """(M,) least-squares gain of every slice (value = gain x prediction), mean one, within limits."""
     w = weights * pixels.in_mask
     cross = np.bincount(pixels.slice_of, w * predicted * pixels.values, pixels.n_slices)
     power = np.bincount(pixels.slice_of, w * predicted.astype(np.float64) ** 2, pixels.n_slices)
     gains = np.where(power > 1e-9, cross / np.maximum(power, 1e-9), 1.0)
-    gains = np.clip(gains, 1.0 - spread, 1.0 + spread)
+    gains = np.clip(gains, LEAST_GAIN, MOST_GAIN)
     return gains / np.average(gains, weights=power + 1e-12)
 
 
