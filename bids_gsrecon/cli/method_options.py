@@ -9,6 +9,7 @@ from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 # The choices are repeated here because a command line must not load the numerics; a test compares them.
 SUPERRES_MODELS = ('auto', 'physics')
 VOXEL_PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
+SLICE_ORDERS = ('interleaved', 'interleaved-second', 'interleaved-reversed', 'ascending', 'descending')
 SLICE_PROFILE_HELP = (
     'how a slice weighs its tissue: box, gaussian, for superres also cell (the voxel) or point (its centre) '
     '(default: auto, box)'

@@ -1,0 +1,254 @@
+"""Files in and out of ``gsrecon svr``."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
+from bids_gsrecon.cli.resources import available_memory_gb
+from bids_gsrecon.cli.staging import staged
+from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.stacks import SliceStack
+from bids_gsrecon.interfaces.io import load_mask, save_volume
+from bids_gsrecon.interfaces.stacks import StackFile, read_stack, sidecar_metadata
+from bids_gsrecon.interfaces.svr_checks import (
+    check_memory,
+    check_overlap,
+    parallel_warning,
+    without_void_stacks,
+)
+from bids_gsrecon.recon.svr.types import SvrOptions, SvrResult
+
+MAPS = ('mask', 'uncertainty', 'coverage')
+NO_MASK = ('none', '-')
+
+
+@dataclass(frozen=True, eq=False)
+class SvrInputs:
+    """Everything `svr` takes, and how it was found.
+
+    Attributes
+    ----------
+    files
+        The stacks that are used.
+    stacks
+        The same for the method.
+    mask_sources
+        How the mask of each was obtained.
+    left_out
+        Stacks that show nothing.
+    warnings
+        Sentences for the user, files named.
+    """
+
+    files: list[StackFile]
+    stacks: list[SliceStack]
+    mask_sources: list[str]
+    left_out: list[StackFile]
+    options: SvrOptions
+    warnings: list[str]
+
+
+def output_path(output) -> Path:
+    """The image to write: .nii.gz is added to a name without an ending."""
+    output = Path(output)
+    return output if output.suffix else output.with_name(output.name + '.nii.gz')
+
+
+def output_paths(output: Path) -> dict[str, Path]:
+    """Every file that belongs to an output image, by what it holds."""
+    stem = image_stem(output)
+    suffix = output.name.removeprefix(stem)
+    paths = {'image': output, **{name: output.with_name(f'{stem}_{name}{suffix}') for name in MAPS}}
+    paths |= {name: output.with_name(f'{stem}_{name}.tsv') for name in ('slices', 'stacks')}
+    return paths | {'json': output.with_name(f'{stem}.json'), 'field': output.with_name(f'{stem}_field.h5')}
+
+
+def read_inputs(args) -> SvrInputs:
+    """Read and check the input of ``gsrecon svr``, the output folder last.
+
+    Raises
+    ------
+    InputError
+        Any input that cannot be used: file, why, remedy.
+    """
+    _check_arguments(args)
+    masks = _mask_names(args)
+    thickness = _thicknesses(args)
+    output = output_path(args.output)
+    inputs = (*args.stacks, *(mask for mask in masks if mask))
+    for derived in output_paths(output).values():
+        refuse_overwrite(derived, *inputs)
+    files = [
+        read_stack(
+            path,
+            number,
+            metadata=sidecar_metadata(path),
+            axis=args.slice_axis,
+            thickness_mm=thickness[number - 1],
+            slice_order=args.slice_order,
+        )
+        for number, path in enumerate(args.stacks, 1)
+    ]
+    warnings = [f'{file.path}: {remark}.' for file in files for remark in file.remarks]
+    files, left_out, remarks = without_void_stacks(files)
+    stored = {file.number: masks[file.number - 1] for file in files}
+    regions = [
+        load_mask(stored[file.number], file.lattice) if stored[file.number] else file.data > 0
+        for file in files
+    ]
+    sources = [stored[file.number] or 'above zero' for file in files]
+    check_overlap(files, regions)
+    parallel = parallel_warning(files)
+    warnings += remarks + ([parallel] if parallel else [])
+    reference = _reference(args, files)
+    chosen = {} if args.resolution is None else {'resolution_mm': args.resolution}
+    options = SvrOptions(
+        **chosen,
+        slice_motion=not args.no_slice_motion,
+        robust=not args.no_robust,
+        reference=reference,
+        n_threads=args.threads or 0,
+    )
+    check_memory(files, regions, options.resolution_mm, available_memory_gb())
+    stacks = [file.stack(mask) for file, mask in zip(files, regions)]
+    if args.poses:
+        _check_pose_folder(args.poses, files, stacks, inputs)
+    output_image(output, *inputs)
+    return SvrInputs(files, stacks, sources, left_out, options, warnings)
+
+
+def write_outputs(args, inputs: SvrInputs, result: SvrResult) -> Path:
+    """Write every output; they appear only when all of them are complete. Returns the path of the image."""
+    from bids_gsrecon.interfaces.svr_outputs import slices_table, stacks_table, write_poses
+
+    output = output_path(args.output)
+    names = {name: path.name for name, path in output_paths(output).items()}
+    affine = result.lattice.affine
+    with ExitStack() as stack:
+        staging = stack.enter_context(staged(output.parent))
+        save_volume(staging / names['image'], result.image, affine)
+        save_volume(staging / names['mask'], result.mask, affine, dtype=np.uint8)
+        save_volume(staging / names['uncertainty'], result.uncertainty, affine)
+        save_volume(staging / names['coverage'], result.coverage, affine)
+        (staging / names['slices']).write_text(slices_table(inputs.files, result))
+        (staging / names['stacks']).write_text(stacks_table(inputs.files, result))
+        if args.save_field:
+            from bids_gsrecon.fields.io import save_field
+
+            grid = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': affine.tolist()}
+            save_field(staging / names['field'], [result.field], grid)
+        _write_json(staging / names['json'], _sidecar(args, inputs, result))
+        if args.poses:
+            write_poses(stack.enter_context(staged(args.poses)), inputs.files, result)
+    return output
+
+
+def _check_arguments(args) -> None:
+    if not args.stacks:
+        raise InputError(
+            f'{args.output} cannot be made of nothing: give two stacks or more, in different directions.'
+        )
+    if args.like:
+        raise InputError(
+            f'{args.like} (--like) goes with --sample only: set the voxel size with --resolution.'
+        )
+    seen: dict[Path, str] = {}
+    for path in args.stacks:
+        if seen.setdefault(Path(path).resolve(), path) is not path:
+            raise InputError(f'{path} is given twice: name every stack once.')
+
+
+def _check_pose_folder(folder, files, stacks, inputs) -> None:
+    """The folder can be written and holds no slices of another reconstruction, which would mix with ours."""
+    from bids_gsrecon.interfaces.svr_outputs import pose_names, simulated_name
+
+    folder = output_folder(folder)
+    seen = [(s, k) for s, stack in enumerate(stacks) for k in np.flatnonzero(stack.mask.any((0, 1)))]
+    names = {*pose_names(files, *zip(*seen)), *(simulated_name(file) for file in files)}
+    for name in names:
+        refuse_overwrite(folder / name, *inputs)
+    for item in sorted([*folder.glob('stack-*_slice-*.tfm'), *folder.glob('stack-*_simulated.nii.gz')]):
+        if item.name not in names:
+            raise InputError(f'{folder} holds {item.name} of another reconstruction: choose another folder.')
+
+
+def _mask_names(args) -> list[str | None]:
+    """One name or nothing per stack."""
+    if not args.masks:
+        return [None] * len(args.stacks)
+    if len(args.masks) != len(args.stacks):
+        raise InputError(
+            f'{len(args.masks)} masks were given for {len(args.stacks)} stacks ({args.masks[0]}, ...): give one '
+            'for each stack, in their order, and the word none for a stack that lacks one.'
+        )
+    return [None if name in NO_MASK else name for name in args.masks]
+
+
+def _thicknesses(args) -> list[float | None]:
+    """Thickness in mm per stack, or nothing."""
+    given = args.thickness or [None]
+    if len(given) == 1:
+        return given * len(args.stacks)
+    if len(given) != len(args.stacks):
+        raise InputError(
+            f'--thickness has {len(given)} values for {len(args.stacks)} stacks ({args.stacks[0]}, ...): give one '
+            'for all, or one for each in their order.'
+        )
+    return list(given)
+
+
+def _reference(args, files: list[StackFile]) -> int | None:
+    """Index in ``files`` of the stack that --reference names."""
+    wanted = args.reference
+    if wanted is None:
+        return None
+    for index, file in enumerate(files):
+        if wanted == str(file.number) or Path(wanted).resolve() == file.path.resolve():
+            return index
+    choices = ', '.join(f'{file.number}: {file.path}' for file in files)
+    raise InputError(f'{wanted} (--reference) is none of the stacks that are used: name one of {choices}.')
+
+
+def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
+    from bids_gsrecon import __version__
+
+    stacks = [
+        {
+            'Number': file.number,
+            'Input': str(file.path),
+            'Mask': source,
+            'SliceAxis': file.axis,
+            'SliceThickness': round(file.thickness_mm, 6),
+            'SliceThicknessSource': file.thickness_source,
+            'SpacingBetweenSlices': round(file.spacing_mm, 6),
+            'SliceOrder': file.order_source,
+        }
+        for file, source in zip(inputs.files, inputs.mask_sources)
+    ]
+    ncc = result.slices.ncc[np.isfinite(result.slices.ncc)]
+    return {
+        'Description': 'One volume of Gaussians from stacks of slices, each in a pose of its own',
+        'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
+        'Stacks': stacks,
+        'StacksLeftOut': [str(file.path) for file in inputs.left_out],
+        'OutputVoxelSizes': [round(float(v), 6) for v in result.lattice.voxel_sizes_mm],
+        'Options': asdict(inputs.options),
+        'FiguresOfMerit': {
+            'slices': len(result.slices),
+            'slices_excluded': int(result.slices.excluded.sum()),
+            'ncc_mean': round(float(ncc.mean()), 5) if ncc.size else None,
+        },
+        'NumberOfGaussians': len(result.field),
+        'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
+        'Warnings': inputs.warnings,
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + '\n')
