@@ -14,11 +14,13 @@ from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.stacks import SliceStack
-from bids_gsrecon.interfaces.io import load_mask, save_volume
+from bids_gsrecon.interfaces.io import save_volume
+from bids_gsrecon.interfaces.stack_masks import masks_of_stacks
 from bids_gsrecon.interfaces.stacks import StackFile, read_stack, sidecar_metadata
 from bids_gsrecon.interfaces.svr_checks import (
     check_memory,
     check_overlap,
+    contrast_warnings,
     parallel_warning,
     without_void_stacks,
 )
@@ -97,15 +99,11 @@ def read_inputs(args) -> SvrInputs:
     ]
     warnings = [f'{file.path}: {remark}.' for file in files for remark in file.remarks]
     files, left_out, remarks = without_void_stacks(files)
-    stored = {file.number: masks[file.number - 1] for file in files}
-    regions = [
-        load_mask(stored[file.number], file.lattice) if stored[file.number] else file.data > 0
-        for file in files
-    ]
-    sources = [stored[file.number] or 'above zero' for file in files]
+    check_overlap(files)
+    regions, sources, notes = masks_of_stacks(files, [masks[file.number - 1] for file in files])
     check_overlap(files, regions)
     parallel = parallel_warning(files)
-    warnings += remarks + ([parallel] if parallel else [])
+    warnings += [*remarks, *notes, *([parallel] if parallel else []), *contrast_warnings(files, regions)]
     reference = _reference(args, files)
     chosen = {} if args.resolution is None else {'resolution_mm': args.resolution}
     options = SvrOptions(

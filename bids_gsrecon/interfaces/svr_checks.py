@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.imaging.foreground import bounding_box
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.stack_contrast import stack_correlations, unlike_stacks
 from bids_gsrecon.interfaces.stacks import StackFile
 
 PARALLEL_DEG = 15.0
+OVERLAP_STEP_MM = 8.0  # between points at which fields of view are compared
 # First guess, to be measured: pixels and voxels in float32 and float64, with their weights and gradients.
 PIXEL_BYTES, VOXEL_BYTES, PROGRAM_GB = 400, 120, 0.5
 
@@ -41,11 +46,18 @@ def without_void_stacks(files: Sequence[StackFile]) -> tuple[list[StackFile], li
     return kept, void, warnings
 
 
-def check_overlap(files: Sequence[StackFile], masks: Sequence[np.ndarray]) -> None:
-    """Raise `InputError` where the anatomy of one stack lies outside the field of view of another."""
-    for first, mask in zip(files, masks):
-        points = np.argwhere(mask)
-        points = first.lattice.to_world(points[:: max(1, len(points) // 5000)])
+def check_overlap(files: Sequence[StackFile], masks: Sequence[np.ndarray] | None = None) -> None:
+    """Raise `InputError` where one stack (the anatomy in it) lies outside the field of view of another."""
+    for number, first in enumerate(files):
+        step = np.maximum(OVERLAP_STEP_MM // first.lattice.voxel_sizes_mm, 1).astype(int)
+        if masks is None:
+            index = np.stack(
+                np.meshgrid(*[np.arange(0, n, k) for n, k in zip(first.lattice.shape, step)]), -1
+            )
+        else:
+            index = np.argwhere(masks[number])
+            index = index[:: max(1, len(index) // 5000)]
+        points = first.lattice.to_world(index.reshape(-1, 3))
         for second in files:
             if second is first:
                 continue
@@ -72,6 +84,45 @@ def parallel_warning(files: Sequence[StackFile]) -> str:
         f'{names} are cut in the same direction (within {PARALLEL_DEG:g} degrees): detail across the slices '
         'cannot be recovered; add a stack in another direction.'
     )
+
+
+def contrast_warnings(files: Sequence[StackFile], masks: Sequence[np.ndarray]) -> list[str]:
+    """Sentences about stacks that look unlike the others, or whose BIDS suffix is another.
+
+    Raises
+    ------
+    InputError
+        A stack that does both.
+    """
+    suffixes = [bids_suffix(file.path) for file in files]
+    commonest = Counter(suffixes).most_common(1)[0][0]
+    volumes = [Volume(file.data, file.lattice) for file in files]
+    unlike = unlike_stacks(stack_correlations(volumes, masks))
+    warnings = []
+    for index, file in enumerate(files):
+        is_named_otherwise = suffixes[index] != commonest
+        if index in unlike and is_named_otherwise:
+            raise InputError(
+                f'{file.path} shows another contrast than the other stacks ({suffixes[index] or "no suffix"}, '
+                f'not {commonest or "without suffix"}): reconstruct each contrast by itself.'
+            )
+        if index in unlike:
+            warnings.append(
+                f'{file.path} looks unlike the other stacks (another contrast, or it lies elsewhere): if the '
+                'volume is poor, leave it out.'
+            )
+        elif is_named_otherwise:
+            warnings.append(
+                f'{file.path} has another suffix ({suffixes[index] or "none"}) than the other stacks '
+                f'({commonest or "none"}): only stacks of one contrast belong together.'
+            )
+    return warnings
+
+
+def bids_suffix(path) -> str:
+    """``T2w`` of ``sub-01_run-1_T2w.nii.gz``; nothing for other names."""
+    stem = Path(path).name.split('.')[0]
+    return stem.rpartition('_')[2] if stem.startswith('sub-') and '_' in stem else ''
 
 
 def needed_memory_gb(n_pixels: int, n_voxels: int) -> float:
@@ -103,8 +154,6 @@ def check_memory(
 
 def _box_corners(lattice: Lattice, mask: np.ndarray) -> np.ndarray:
     """(8, 3) world corners of the box of a mask."""
-    from bids_gsrecon.imaging.foreground import bounding_box
-
     start, stop = bounding_box(mask)
     ends = np.array(np.meshgrid(*zip(start, stop - 1))).reshape(3, -1).T
     return lattice.to_world(ends)

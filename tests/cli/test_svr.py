@@ -348,6 +348,102 @@ def test_parallel_stacks_are_told(tmp_path, fake, capsys):
     assert 'stack-1.nii.gz' in note and 'stack-2.nii.gz' in note and 'same direction' in note
 
 
+@pytest.mark.parametrize('names', [('1', 'none', '3'), ('-', '2', '-')])
+def test_masks_are_carried_over_to_stacks_that_lack_one(case, fake, capsys, names):
+    given = [n if n in ('none', '-') else case / f'mask-{n}.nii.gz' for n in names]
+    stacks = [case / f'stack-{n}.nii.gz' for n in (1, 2, 3)]
+    assert run(*stacks, '--masks', *given, '-o', case / 'new' / 'out.nii.gz') == 0
+    lines = notes(capsys)
+    lacking = [n for n, name in enumerate(names) if name in ('none', '-')]
+    assert len(lines) == len(lacking) and all(
+        f'stack-{n + 1}.nii.gz' in line for n, line in zip(lacking, lines)
+    )
+    sidecar = json.loads((case / 'new' / 'out.json').read_text())
+    for n, item in enumerate(sidecar['Stacks']):
+        truth = np.asarray(nib.load(case / f'mask-{n + 1}.nii.gz').dataobj) > 0
+        mask = fake[0]['stacks'][n].mask
+        if n in lacking:
+            assert 'carried over' in item['Mask']
+            assert (mask & truth).sum() > 0.95 * truth.sum() and mask.sum() < 2 * truth.sum()
+        else:
+            assert item['Mask'] == str(given[n]) and np.array_equal(mask, truth)
+
+
+def test_without_masks_what_all_show_is_taken(case, fake, capsys):
+    assert run(*arguments(case, masks=False)) == 0
+    (note,) = notes(capsys)
+    assert 'stack-1.nii.gz, stack-2.nii.gz, stack-3.nii.gz have no masks' in note
+    for n, stack in enumerate(fake[0]['stacks'], 1):
+        truth = np.asarray(nib.load(case / f'mask-{n}.nii.gz').dataobj) > 0
+        assert (stack.mask & truth).sum() > 0.9 * truth.sum()
+
+
+def test_masks_of_another_grid(case, fake, capsys):
+    """A header that is off by little, and a mask drawn on another grid: used, and said."""
+    image = nib.load(case / 'mask-1.nii.gz')
+    truth = np.asarray(image.dataobj) > 0
+    affine = image.affine.copy()
+    affine[0, 3] += 0.3
+    edit(case / 'mask-1.nii.gz', affine=affine, dtype=np.uint8)
+    edit(case / 'mask-2.nii.gz', lambda data: np.pad(data, 2)[1:, 2:], dtype=np.uint8)
+    assert run(*arguments(case)) == 0
+    first, second = notes(capsys)
+    assert 'mask-1.nii.gz' in first and 'stack-1.nii.gz' in first and 'voxel by voxel' in first
+    assert 'mask-2.nii.gz' in second and 'resampled' in second
+    assert np.array_equal(fake[0]['stacks'][0].mask, truth)
+    affine[0, 3] += 400
+    edit(case / 'mask-1.nii.gz', affine=affine, dtype=np.uint8)
+    assert run(*arguments(case, 'again.nii.gz')) == 2
+    message = error_line(capsys)
+    assert (
+        'mask-1.nii.gz' in message and 'copy the header' in message and not (case / 'again.nii.gz').exists()
+    )
+
+
+def named_as_bids(case, suffixes):
+    """The stacks under BIDS names; the arguments."""
+    stacks = [case / f'sub-01_run-{n}_{suffix}.nii.gz' for n, suffix in enumerate(suffixes, 1)]
+    for n, path in enumerate(stacks, 1):
+        (case / f'stack-{n}.nii.gz').rename(path)
+    masks = [case / f'mask-{n}.nii.gz' for n in (1, 2, 3)]
+    return [*stacks, '--masks', *masks, '-o', case / 'new' / 'out.nii.gz']
+
+
+def inverted(case):
+    """Stack 2 turned into its negative inside the mask."""
+    mask = np.asarray(nib.load(case / 'mask-2.nii.gz').dataobj) > 0
+    edit(case / 'stack-2.nii.gz', lambda data: np.where(mask, data.max() - data, 0))
+
+
+def test_a_stack_of_another_contrast_is_named(case, fake, capsys):
+    inverted(case)
+    assert run(*named_as_bids(case, ['T2w', 'T2w', 'T2w'])) == 0
+    (note,) = notes(capsys)
+    assert 'sub-01_run-2_T2w.nii.gz looks unlike the other stacks' in note
+
+
+def test_a_stack_of_another_contrast_and_name_is_refused(case, fake, capsys):
+    inverted(case)
+    assert run(*named_as_bids(case, ['T2w', 'T1w', 'T2w'])) == 2
+    message = error_line(capsys)
+    assert 'sub-01_run-2_T1w.nii.gz shows another contrast' in message and 'T2w' in message
+    assert not (case / 'new').exists() and not fake
+
+
+def test_a_stack_of_another_name_that_looks_alike_is_told(case, fake, capsys):
+    assert run(*named_as_bids(case, ['T2w', 'T1w', 'T2w'])) == 0
+    (note,) = notes(capsys)
+    assert 'sub-01_run-2_T1w.nii.gz has another suffix (T1w)' in note
+
+
+def test_a_mask_over_nothing_is_refused(case, fake, capsys):
+    mask = np.asarray(nib.load(case / 'mask-2.nii.gz').dataobj) > 0
+    edit(case / 'stack-2.nii.gz', lambda data: np.where(mask, 0, 5))
+    assert run(*arguments(case)) == 2
+    message = error_line(capsys)
+    assert 'stack-2.nii.gz shows nothing inside its mask' in message
+
+
 def test_values_that_cannot_be_are_taken_for_nothing(case, fake, capsys):
     def holes(data):
         data[:4] = np.nan
