@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int
-from bids_gsrecon.cli.method_options import SLICE_ORDERS
+from bids_gsrecon.cli.arguments import positive_float
+from bids_gsrecon.cli.method_options import SLICE_ORDERS, add_seed_and_threads, add_slice_geometry
 
 SUMMARY = 'one volume from stacks of slices that moved'
 
@@ -58,26 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='stack, or its number from 1, whose frame the volume takes (default: the one that moved least)',
     )
     slices = parser.add_argument_group('slices')
-    slices.add_argument(
-        '--thickness',
-        type=positive_float,
-        nargs='+',
-        metavar='MM',
-        help='slice thickness, one number or one per stack (default: SliceThickness of the .json beside the '
-        'stack, else the slice spacing)',
-    )
+    add_slice_geometry(slices, 'STACK', several=True)
     slices.add_argument(
         '--slice-order',
         choices=SLICE_ORDERS,
         help='order of acquisition (default: SliceTiming of the .json beside the stack, else interleaved: '
         'every second slice, then the others)',
-    )
-    slices.add_argument(
-        '--slice-axis',
-        type=int,
-        choices=(0, 1, 2),
-        metavar='K',
-        help='stored axis across slices of all stacks (default: coarsest, else the third)',
     )
     model = parser.add_argument_group('model')
     model.add_argument(
@@ -94,9 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--sample', metavar='FIELD.h5', help='render this field (with --like or --resolution)'
     )
     sample.add_argument('--like', metavar='GRID', help='image whose grid to use')
-    parser.add_argument(
-        '--threads', type=positive_int, metavar='N', help='processor cores to use (default: all)'
-    )
+    parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), help='where to compute (default: auto)')
+    add_seed_and_threads(parser)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -108,22 +93,21 @@ def run(args: argparse.Namespace) -> str:
 
     from bids_gsrecon.cli.progress import ProgressBar
     from bids_gsrecon.cli.svr_files import read_inputs, write_outputs
-    from bids_gsrecon.errors import InputError
+    from bids_gsrecon.errors import about
 
     started = time.monotonic()
+    if args.device == 'cuda':
+        from bids_gsrecon.cli.checks import check_cuda
+
+        check_cuda()
     inputs = read_inputs(args)
     for warning in inputs.warnings:
         print(f'gsrecon svr: note: {warning}', file=sys.stderr)
     from bids_gsrecon.recon.svr.method import svr
 
-    with ProgressBar() as progress:
-        try:
-            result = svr(inputs.stacks, options=inputs.options, progress=progress)
-        except InputError:
-            raise
-        except ValueError as error:
-            names = ', '.join(str(file.path) for file in inputs.files)
-            raise InputError(f'{names} cannot be reconstructed together: {error}.') from error
+    names = ', '.join(str(file.path) for file in inputs.files)
+    with ProgressBar() as progress, about(names):
+        result = svr(inputs.stacks, options=inputs.options, progress=progress)
     output = write_outputs(args, inputs, result)
     shape = ' x '.join(str(n) for n in result.lattice.shape)
     size = f'{result.lattice.voxel_sizes_mm[0]:.4g}'

@@ -64,8 +64,8 @@ def add_superres_model(group, prefix: str = '') -> None:
     )
 
 
-def add_slice_geometry(group, image: str) -> None:
-    """Slices of single files; ``image``: what the images are called in the help."""
+def add_slice_geometry(group, image: str, *, several: bool = False) -> None:
+    """Slices of single files; ``image``: what the images are called in the help; ``several``: one each."""
     group.add_argument(
         '--slice-axis',
         type=int,
@@ -77,7 +77,9 @@ def add_slice_geometry(group, image: str) -> None:
         '--thickness',
         type=positive_float,
         metavar='MM',
-        help=f'slice thickness (default: SliceThickness of the .json beside {image}, else the slice spacing)',
+        nargs='+' if several else None,
+        help=f'slice thickness{", one or one for each" if several else ""} (default: SliceThickness of the .json '
+        f'beside {image}, else the slice spacing)',
     )
 
 

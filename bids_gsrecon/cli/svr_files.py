@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 
 from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
 from bids_gsrecon.cli.resources import available_memory_gb
+from bids_gsrecon.cli.slices import sidecar_metadata
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.stacks import SliceStack
-from bids_gsrecon.interfaces.io import save_volume
+from bids_gsrecon.interfaces.io import save_json, save_volume
 from bids_gsrecon.interfaces.stack_masks import masks_of_stacks
-from bids_gsrecon.interfaces.stacks import StackFile, read_stack, sidecar_metadata
+from bids_gsrecon.interfaces.stacks import StackFile, read_stack
 from bids_gsrecon.interfaces.svr_checks import (
     check_memory,
     check_overlap,
@@ -105,9 +105,9 @@ def read_inputs(args) -> SvrInputs:
     parallel = parallel_warning(files)
     warnings += [*remarks, *notes, *([parallel] if parallel else []), *contrast_warnings(files, regions)]
     reference = _reference(args, files)
-    chosen = {} if args.resolution is None else {'resolution_mm': args.resolution}
+    chosen = {'resolution_mm': args.resolution, 'device': args.device}
     options = SvrOptions(
-        **chosen,
+        **{name: value for name, value in chosen.items() if value is not None},
         slice_motion=not args.no_slice_motion,
         robust=not args.no_robust,
         reference=reference,
@@ -123,13 +123,13 @@ def read_inputs(args) -> SvrInputs:
 
 def write_outputs(args, inputs: SvrInputs, result: SvrResult) -> Path:
     """Write every output; they appear only when all of them are complete. Returns the path of the image."""
-    from bids_gsrecon.interfaces.svr_outputs import slices_table, stacks_table, write_poses
+    from bids_gsrecon.interfaces.svr_outputs import earlier_poses, slices_table, stacks_table, write_poses
 
     output = output_path(args.output)
     names = {name: path.name for name, path in output_paths(output).items()}
     affine = result.lattice.affine
     with ExitStack() as stack:
-        staging = stack.enter_context(staged(output.parent))
+        staging = stack.enter_context(staged(output.parent, names.values()))
         save_volume(staging / names['image'], result.image, affine)
         save_volume(staging / names['mask'], result.mask, affine, dtype=np.uint8)
         save_volume(staging / names['uncertainty'], result.uncertainty, affine)
@@ -139,11 +139,11 @@ def write_outputs(args, inputs: SvrInputs, result: SvrResult) -> Path:
         if args.save_field:
             from bids_gsrecon.fields.io import save_field
 
-            grid = {'lattice_shape': list(result.lattice.shape), 'lattice_affine': affine.tolist()}
-            save_field(staging / names['field'], [result.field], grid)
-        _write_json(staging / names['json'], _sidecar(args, inputs, result))
+            save_field(staging / names['field'], [result.field], result.lattice.metadata())
+        save_json(staging / names['json'], _sidecar(args, inputs, result))
         if args.poses:
-            write_poses(stack.enter_context(staged(args.poses)), inputs.files, result)
+            folder = stack.enter_context(staged(args.poses, earlier_poses(args.poses)))
+            write_poses(folder, inputs.files, result)
     return output
 
 
@@ -163,17 +163,14 @@ def _check_arguments(args) -> None:
 
 
 def _check_pose_folder(folder, files, stacks, inputs) -> None:
-    """The folder can be written and holds no slices of another reconstruction, which would mix with ours."""
-    from bids_gsrecon.interfaces.svr_outputs import pose_names, simulated_name
+    """The folder can be written, and no input would be replaced or taken for a result of an earlier run."""
+    from bids_gsrecon.interfaces.svr_outputs import earlier_poses, pose_names, simulated_name
 
     folder = output_folder(folder)
     seen = [(s, k) for s, stack in enumerate(stacks) for k in np.flatnonzero(stack.mask.any((0, 1)))]
-    names = {*pose_names(files, *zip(*seen)), *(simulated_name(file) for file in files)}
-    for name in names:
+    ours = {*pose_names(files, *zip(*seen)), *(simulated_name(file) for file in files)}
+    for name in sorted(ours | earlier_poses(folder)):
         refuse_overwrite(folder / name, *inputs)
-    for item in sorted([*folder.glob('stack-*_slice-*.tfm'), *folder.glob('stack-*_simulated.nii.gz')]):
-        if item.name not in names:
-            raise InputError(f'{folder} holds {item.name} of another reconstruction: choose another folder.')
 
 
 def _mask_names(args) -> list[str | None]:
@@ -236,6 +233,7 @@ def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
         'Stacks': stacks,
         'StacksLeftOut': [str(file.path) for file in inputs.left_out],
         'OutputVoxelSizes': [round(float(v), 6) for v in result.lattice.voxel_sizes_mm],
+        'RandomSeed': args.random_seed,
         'Options': asdict(inputs.options),
         'FiguresOfMerit': {
             'slices': len(result.slices),
@@ -246,7 +244,3 @@ def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
         'Warnings': inputs.warnings,
     }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + '\n')

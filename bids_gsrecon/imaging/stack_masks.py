@@ -122,7 +122,9 @@ def common_foreground(volumes: Sequence[Volume]) -> list[np.ndarray]:
     """
     lattices = [volume.lattice for volume in volumes]
     supports = [find_support(volume)[0] for volume in volumes]
-    world = _world_lattice(supports, lattices, 0.0)
+    world = _world_lattice(supports, lattices, 0.0, common=True)
+    if world is None:
+        return [np.zeros(lattice.shape, bool) for lattice in lattices]
     votes = np.zeros(world.shape, int)
     for support, lattice in zip(supports, lattices):
         votes += _on(support, lattice, world)
@@ -133,19 +135,22 @@ def common_foreground(volumes: Sequence[Volume]) -> list[np.ndarray]:
     return [_on(smooth, world, lattice) for lattice in lattices]
 
 
-def _world_lattice(masks, lattices, margin_mm: float) -> Lattice:
-    """An isotropic grid along the world's axes around all masks."""
-    corners = []
+def _world_lattice(masks, lattices, margin_mm: float, *, common: bool = False) -> Lattice | None:
+    """An isotropic grid along the world's axes around all masks; ``common``: around what their boxes share."""
+    boxes = []
     for mask, lattice in zip(masks, lattices):
         start, stop = bounding_box(mask)
         ends = np.array(np.meshgrid(*zip(start - 0.5, stop - 0.5))).reshape(3, -1).T
-        corners.append(lattice.to_world(ends))
+        corners = lattice.to_world(ends)
+        boxes.append((corners.min(0), corners.max(0)))
+    lows, highs = (np.array(ends) for ends in zip(*boxes))
+    low, high = (lows.max(0), highs.min(0)) if common else (lows.min(0), highs.max(0))
+    if not (high > low).all():
+        return None
     margin = margin_mm + 2 * WORLD_MM
-    low = np.concatenate(corners).min(0) - margin
-    high = np.concatenate(corners).max(0) + margin
     affine = np.diag([WORLD_MM, WORLD_MM, WORLD_MM, 1.0])
-    affine[:3, 3] = low
-    return Lattice(tuple(np.ceil((high - low) / WORLD_MM).astype(int) + 1), affine)
+    affine[:3, 3] = low - margin
+    return Lattice(tuple(np.ceil((high - low + 2 * margin) / WORLD_MM).astype(int) + 1), affine)
 
 
 def _on(mask: np.ndarray, source: Lattice, target: Lattice) -> np.ndarray:

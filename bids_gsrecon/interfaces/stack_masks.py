@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_gsrecon.errors import InputError, sentence
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.stack_masks import MOTION_MM, common_foreground, propagated_mask, repaired_mask
 from bids_gsrecon.interfaces.io import load_array, open_image
@@ -78,12 +78,10 @@ def masks_of_stacks(
 
 def _given_mask(file: StackFile, path: Path) -> tuple[np.ndarray, str, str]:
     data, lattice = load_array(path)
-    try:
+    with about(path):
         mask, remark = repaired_mask(
             data > 0.5, _header_lattices(path, lattice), _header_lattices(file.path, file.lattice)
         )
-    except ValueError as error:
-        raise sentence(path, error) from error
     if not remark:
         return mask, str(path), ''
     return mask, f'{path} ({remark})', f'{path}, the mask of {file.path.name}: {remark}.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,18 +146,6 @@ def read_stack(
     return StackFile(
         path, number, data, finite, lattice, axis, thickness_mm, source, order, order_source, tuple(remarks)
     )  # fmt: skip
-
-
-def sidecar_metadata(path) -> dict:
-    """Content of the .json beside an image; empty where there is none or it cannot be read."""
-    path = Path(path)
-    try:
-        content = json.loads(
-            path.with_name(path.name.removesuffix('.gz').removesuffix('.nii') + '.json').read_text()
-        )
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _slice_axis(lattice: Lattice, metadata: dict) -> tuple[int, str]:

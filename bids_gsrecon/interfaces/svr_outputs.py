@@ -89,6 +89,12 @@ def simulated_name(file: StackFile) -> str:
     return f'stack-{file.number}_simulated.nii.gz'
 
 
+def earlier_poses(folder) -> set[str]:
+    """Names in a folder of what `write_poses` left there before."""
+    patterns = ('stack-*_slice-*.tfm', 'stack-*_simulated.nii.gz')
+    return {item.name for pattern in patterns for item in Path(folder).glob(pattern)}
+
+
 def write_poses(folder: Path, files: Sequence[StackFile], result: SvrResult) -> None:
     """Transforms of all slices (ITK files, one array, one table) and the simulated slices of all stacks."""
     from bids_gsrecon.interfaces.registration import save_itk_transform

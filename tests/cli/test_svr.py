@@ -480,14 +480,20 @@ def test_what_the_sidecar_says_of_the_slices(case, fake, capsys, sidecar, thickn
         assert said in lines[0] and 'stack-1.nii.gz' in lines[0]
 
 
-def test_another_reconstruction_is_not_mixed_with_ours(case, fake, capsys):
+def test_an_earlier_reconstruction_is_not_mixed_with_ours(case, fake, capsys):
     folder = case / 'poses'
-    assert run(*arguments(case), '--poses', folder) == 0
-    assert run(*arguments(case), '--poses', folder) == 0, 'the same again'
+    assert run(*arguments(case), '--poses', folder, '--save-field') == 0
     (folder / 'stack-9_slice-000.tfm').write_text('')
+    (folder / 'notes.txt').write_text('')
+    assert run(*arguments(case, numbers=(1, 2)), '--poses', folder) == 0
+    assert not (case / 'new' / 'out_field.h5').exists()
+    assert (folder / 'notes.txt').exists() and not list(folder.glob('stack-[39]_*'))
+    (case / 'stack-3.nii.gz').rename(folder / 'stack-3_simulated.nii.gz')
+    stacks = [case / 'stack-1.nii.gz', folder / 'stack-3_simulated.nii.gz']
     capsys.readouterr()
-    assert run(*arguments(case, 'b.nii.gz'), '--poses', folder) == 2
-    assert 'stack-9_slice-000.tfm of another reconstruction' in error_line(capsys)
+    assert run(*stacks, '-o', case / 'b.nii.gz', '--poses', folder) == 2
+    assert 'stack-3_simulated.nii.gz is an input' in notes(capsys)[-1]
+    assert (folder / 'stack-3_simulated.nii.gz').exists() and not (case / 'b.nii.gz').exists()
 
 
 def test_a_full_disk_leaves_nothing(case, fake, capsys, monkeypatch):
