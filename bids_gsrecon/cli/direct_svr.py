@@ -72,6 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         '--no-robust', action='store_true', help='let slices that contradict all others count in full'
     )
+    space = parser.add_argument_group('standard space (default: the axes of the reference stack)')
+    space.add_argument(
+        '--template',
+        metavar='IMAGE|FOLDER',
+        help='turn the volume (rigidly) to this image, or to the one of a folder of atlases by age',
+    )
+    space.add_argument(
+        '--gestational-age',
+        type=positive_float,
+        metavar='WEEKS',
+        help='age by which a template is chosen from the folder (its name states it: GA32, STA32, 32w, ...)',
+    )
     more = parser.add_argument_group('further results')
     more.add_argument('--poses', metavar='DIR', help='also write the poses and simulated slices there')
     more.add_argument('--save-field', action='store_true', help='also write OUT_field.h5')
@@ -88,11 +100,10 @@ def run(args: argparse.Namespace) -> str:
     """Read, reconstruct, write; the verdict line."""
     if args.sample:
         return _sample(args)
-    import sys
     import time
 
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.cli.svr_files import read_inputs, write_outputs
+    from bids_gsrecon.cli.svr_files import doubtful, oriented, read_inputs, write_outputs
     from bids_gsrecon.errors import about
 
     started = time.monotonic()
@@ -102,13 +113,17 @@ def run(args: argparse.Namespace) -> str:
         check_cuda()
     inputs = read_inputs(args)
     for warning in inputs.warnings:
-        print(f'gsrecon svr: note: {warning}', file=sys.stderr)
+        _note(warning)
     from bids_gsrecon.recon.svr.method import svr
 
-    names = ', '.join(str(file.path) for file in inputs.files)
+    names, orientation = ', '.join(str(file.path) for file in inputs.files), None
     with ProgressBar() as progress, about(names):
         result = svr(inputs.stacks, options=inputs.options, progress=progress)
-    output = write_outputs(args, inputs, result)
+        if inputs.template is not None:
+            result, orientation = oriented(inputs, result, progress)
+    if doubt := doubtful(inputs, orientation):
+        _note(doubt)
+    output = write_outputs(args, inputs, result, orientation)
     shape = ' x '.join(str(n) for n in result.lattice.shape)
     size = f'{result.lattice.voxel_sizes_mm[0]:.4g}'
     n_slices, n_excluded = len(result.slices), int(result.slices.excluded.sum())
@@ -117,6 +132,12 @@ def run(args: argparse.Namespace) -> str:
         f'gsrecon svr: ok, {len(inputs.files)} stacks, {n_slices} slices ({n_excluded} excluded), '
         f'{shape} voxels of {size} mm in {seconds:.0f} s -> {output}'
     )
+
+
+def _note(warning: str) -> None:
+    import sys
+
+    print(f'gsrecon svr: note: {warning}', file=sys.stderr)
 
 
 def _sample(args: argparse.Namespace) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import sidecar_metadata
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.stacks import SliceStack
-from bids_gsrecon.interfaces.io import save_json, save_volume
+from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.stack_masks import masks_of_stacks
 from bids_gsrecon.interfaces.stacks import StackFile, read_stack
 from bids_gsrecon.interfaces.svr_checks import (
@@ -25,6 +27,9 @@ from bids_gsrecon.interfaces.svr_checks import (
     without_void_stacks,
 )
 from bids_gsrecon.recon.svr.types import SvrOptions, SvrResult
+
+if TYPE_CHECKING:
+    from bids_gsrecon.recon.svr.orientation import Orientation
 
 MAPS = ('mask', 'uncertainty', 'coverage')
 NO_MASK = ('none', '-')
@@ -46,6 +51,8 @@ class SvrInputs:
         Stacks that show nothing.
     warnings
         Sentences for the user, files named.
+    template, template_path
+        The standard space, where one is wanted.
     """
 
     files: list[StackFile]
@@ -54,6 +61,8 @@ class SvrInputs:
     left_out: list[StackFile]
     options: SvrOptions
     warnings: list[str]
+    template: Volume | None = None
+    template_path: Path | None = None
 
 
 def output_path(output) -> Path:
@@ -83,7 +92,8 @@ def read_inputs(args) -> SvrInputs:
     masks = _mask_names(args)
     thickness = _thicknesses(args)
     output = output_path(args.output)
-    inputs = (*args.stacks, *(mask for mask in masks if mask))
+    template_path = _template_path(args)
+    inputs = (*args.stacks, *(mask for mask in masks if mask), *([template_path] if template_path else []))
     for derived in output_paths(output).values():
         refuse_overwrite(derived, *inputs)
     files = [
@@ -115,13 +125,33 @@ def read_inputs(args) -> SvrInputs:
     )
     check_memory(files, regions, options.resolution_mm, available_memory_gb())
     stacks = [file.stack(mask) for file, mask in zip(files, regions)]
+    template = None if template_path is None else load_volume(template_path)
     if args.poses:
         _check_pose_folder(args.poses, files, stacks, inputs)
     output_image(output, *inputs)
-    return SvrInputs(files, stacks, sources, left_out, options, warnings)
+    return SvrInputs(files, stacks, sources, left_out, options, warnings, template, template_path)
 
 
-def write_outputs(args, inputs: SvrInputs, result: SvrResult) -> Path:
+def oriented(inputs: SvrInputs, result: SvrResult, progress) -> tuple[SvrResult, Orientation]:
+    """The result in the space of the template, and how it was found."""
+    from bids_gsrecon.recon.svr.orientation import find_orientation, turned
+
+    volume = Volume(result.image, result.lattice)
+    orientation = find_orientation(volume, result.mask, inputs.template, progress=progress)
+    return turned(result, orientation.motion, inputs.template.lattice), orientation
+
+
+def doubtful(inputs: SvrInputs, orientation: Orientation | None) -> str:
+    """A sentence where the volume may be turned the wrong way, else nothing."""
+    if orientation is None or orientation.is_sure:
+        return ''
+    return (
+        f'{inputs.template_path}: the volume fits it nearly as well when turned otherwise (margin '
+        f'{orientation.margin:.2f}): look at it, or take another template.'
+    )
+
+
+def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orientation | None = None) -> Path:
     """Write every output; they appear only when all of them are complete. Returns the path of the image."""
     from bids_gsrecon.interfaces.svr_outputs import earlier_poses, slices_table, stacks_table, write_poses
 
@@ -140,7 +170,7 @@ def write_outputs(args, inputs: SvrInputs, result: SvrResult) -> Path:
             from bids_gsrecon.fields.io import save_field
 
             save_field(staging / names['field'], [result.field], result.lattice.metadata())
-        save_json(staging / names['json'], _sidecar(args, inputs, result))
+        save_json(staging / names['json'], _sidecar(args, inputs, result, orientation))
         if args.poses:
             folder = stack.enter_context(staged(args.poses, earlier_poses(args.poses)))
             write_poses(folder, inputs.files, result)
@@ -198,6 +228,24 @@ def _thicknesses(args) -> list[float | None]:
     return list(given)
 
 
+def _template_path(args) -> Path | None:
+    """The image that --template names, or the one of its folder by age."""
+    if args.template is None:
+        if args.gestational_age is not None:
+            raise InputError('--gestational-age chooses a template from a folder: add --template FOLDER.')
+        return None
+    path = Path(args.template)
+    if not path.is_dir():
+        return path
+    if args.gestational_age is None:
+        raise InputError(
+            f'{path} is a folder of templates: say which with --gestational-age WEEKS, or name one.'
+        )
+    from bids_gsrecon.interfaces.age_templates import template_of_age
+
+    return template_of_age(path, args.gestational_age)[0]
+
+
 def _reference(args, files: list[StackFile]) -> int | None:
     """Index in ``files`` of the stack that --reference names."""
     wanted = args.reference
@@ -210,7 +258,7 @@ def _reference(args, files: list[StackFile]) -> int | None:
     raise InputError(f'{wanted} (--reference) is none of the stacks that are used: name one of {choices}.')
 
 
-def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
+def _sidecar(args, inputs: SvrInputs, result: SvrResult, orientation: Orientation | None) -> dict:
     from bids_gsrecon import __version__
 
     stacks = [
@@ -227,12 +275,21 @@ def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
         for file, source in zip(inputs.files, inputs.mask_sources)
     ]
     ncc = result.slices.ncc[np.isfinite(result.slices.ncc)]
+    space = {}
+    if orientation is not None:
+        space = {
+            'Template': str(inputs.template_path),
+            'GestationalAge': args.gestational_age,
+            'TemplateMargin': round(orientation.margin, 4),
+            'ReconstructionToTemplate': orientation.motion.round(9).tolist(),
+        }
     return {
         'Description': 'One volume of Gaussians from stacks of slices, each in a pose of its own',
         'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
         'Stacks': stacks,
         'StacksLeftOut': [str(file.path) for file in inputs.left_out],
         'OutputVoxelSizes': [round(float(v), 6) for v in result.lattice.voxel_sizes_mm],
+        **space,
         'RandomSeed': args.random_seed,
         'Options': asdict(inputs.options),
         'FiguresOfMerit': {
@@ -242,5 +299,5 @@ def _sidecar(args, inputs: SvrInputs, result: SvrResult) -> dict:
         },
         'NumberOfGaussians': len(result.field),
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
-        'Warnings': inputs.warnings,
+        'Warnings': [*inputs.warnings, *([doubt] if (doubt := doubtful(inputs, orientation)) else [])],
     }

@@ -5,6 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.processing import resample_from_to
 from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.cli import direct, method_options, svr_files
@@ -508,3 +509,45 @@ def test_a_full_disk_leaves_nothing(case, fake, capsys, monkeypatch):
     assert run(*arguments(case), '--poses', case / 'poses') == 2
     assert 'No space left' in error_line(capsys)
     assert not any((case / 'new').iterdir()) and not any((case / 'poses').iterdir())
+
+
+def with_template(case):
+    """A folder of templates; that of 32 weeks is the head turned by 90 degrees about two axes."""
+    from tests.phantoms import folded_head
+
+    volume, _ = folded_head()
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler('zx', [90, 90], degrees=True).as_matrix()
+    folder = case / 'atlas'
+    save_volume(folder / 'STA32.nii.gz', volume.data, motion @ volume.affine)
+    save_volume(folder / 'STA30.nii.gz', volume.data[::-1], volume.affine)
+    return folder, motion
+
+
+def test_the_volume_is_turned_to_the_template_of_its_age(case, fake):
+    folder, motion = with_template(case)
+    more = ['--template', folder, '--gestational-age', 31.8]
+    assert run(*arguments(case), *more, '--poses', case / 'poses') == 0
+    sidecar = json.loads((case / 'new' / 'out.json').read_text())
+    assert sidecar['Template'].endswith('STA32.nii.gz') and sidecar['GestationalAge'] == 31.8
+    found = np.array(sidecar['ReconstructionToTemplate'])
+    np.testing.assert_allclose(found[:3, :3], motion[:3, :3], atol=0.06)
+    poses = np.load(case / 'poses' / 'poses.npy')
+    np.testing.assert_allclose(poses[0], found @ small_motion(0, int(table(case / 'poses' / 'poses.tsv')[0]['slice'])), atol=1e-6)  # fmt: skip
+    image, template = nib.load(case / 'new' / 'out.nii.gz'), nib.load(folder / 'STA32.nii.gz')
+    both = resample_from_to(template, image, order=1).get_fdata()
+    mask = nib.load(case / 'new' / 'out_mask.nii.gz').get_fdata() > 0
+    assert np.corrcoef(both[mask], image.get_fdata()[mask])[0, 1] > 0.8
+
+
+def test_templates_that_cannot_be(case, fake, capsys):
+    folder, _ = with_template(case)
+    assert run(*arguments(case), '--template', folder) == 2
+    assert 'atlas is a folder of templates' in error_line(capsys)
+    assert run(*arguments(case), '--template', folder, '--gestational-age', 20) == 2
+    assert 'STA30.nii.gz, is of 30 weeks' in error_line(capsys)
+    assert run(*arguments(case), '--gestational-age', 20) == 2
+    assert '--template' in error_line(capsys)
+    assert run(*arguments(case), '--template', case / 'none.nii.gz') == 2
+    assert 'none.nii.gz does not exist' in error_line(capsys)
+    assert not fake and not (case / 'new').exists()
