@@ -97,7 +97,7 @@ def propagated_mask(
     target
         Grid of the stack that lacks a mask.
     motion_mm
-        By which the anatomy may lie elsewhere.
+        By which the anatomy may lie elsewhere; the mask grows by whole voxels of the common grid (1.5 mm).
 
     Returns
     -------
