@@ -19,6 +19,7 @@ from bids_gsrecon.errors import InputError
 SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
     'superres': 'bids_gsrecon.cli.direct_superres',
+    'svr': 'bids_gsrecon.cli.direct_svr',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
@@ -35,6 +36,10 @@ A first try, in three commands:
   demo/derivatives/truth/sub-01/anat/sub-01_space-T1w_desc-truth_T2w.nii.gz
 One image alone, on a finer grid:
   gsrecon superres demo/sub-01/anat/sub-01_T2w.nii.gz -o isotropic.nii.gz
+Stacks of slices that moved:
+  gsrecon simulate stacks demo/sub-01/anat/sub-01_T1w.nii.gz moved --in-plane 1 --thickness 3
+  gsrecon svr moved/stack-1.nii.gz moved/stack-2.nii.gz moved/stack-3.nii.gz
+  --masks moved/mask-1.nii.gz moved/mask-2.nii.gz moved/mask-3.nii.gz -o volume.nii.gz --resolution 1
 
 Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
 Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.

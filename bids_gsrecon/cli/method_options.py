@@ -9,6 +9,7 @@ from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 # The choices are repeated here because a command line must not load the numerics; a test compares them.
 SUPERRES_MODELS = ('auto', 'physics')
 VOXEL_PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
+SLICE_ORDERS = ('interleaved', 'interleaved-second', 'interleaved-reversed', 'ascending', 'descending')
 SLICE_PROFILE_HELP = (
     'how a slice weighs its tissue: box, gaussian, for superres also cell (the voxel) or point (its centre) '
     '(default: auto, box)'
@@ -63,8 +64,8 @@ def add_superres_model(group, prefix: str = '') -> None:
     )
 
 
-def add_slice_geometry(group, image: str) -> None:
-    """Slices of single files; ``image``: what the images are called in the help."""
+def add_slice_geometry(group, image: str, *, several: bool = False) -> None:
+    """Slices of single files; ``image``: what the images are called in the help; ``several``: one each."""
     group.add_argument(
         '--slice-axis',
         type=int,
@@ -76,7 +77,9 @@ def add_slice_geometry(group, image: str) -> None:
         '--thickness',
         type=positive_float,
         metavar='MM',
-        help=f'slice thickness (default: SliceThickness of the .json beside {image}, else the slice spacing)',
+        nargs='+' if several else None,
+        help=f'slice thickness{", one or one for each" if several else ""} (default: SliceThickness of the .json '
+        f'beside {image}, else the slice spacing)',
     )
 
 

@@ -1,4 +1,4 @@
-"""How thick the slices of a single file are."""
+"""What the .json beside a single file says, and how thick its slices are."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ def thickness_of(path, spacing_mm: float) -> tuple[float, str]:
     thickness_mm, remark
         The spacing where there is no sidecar; the remark is empty where thickness and spacing agree.
     """
+    return slice_thickness_mm(spacing_mm, sidecar_metadata(path))
+
+
+def sidecar_metadata(path) -> dict:
+    """Content of the .json beside an image; empty where there is none or it cannot be read."""
     sidecar = Path(path).with_name(image_stem(path) + '.json')
     try:
         metadata = json.loads(sidecar.read_text())
     except (OSError, ValueError):
-        metadata = {}
-    return slice_thickness_mm(spacing_mm, metadata if isinstance(metadata, dict) else {})
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

@@ -9,6 +9,15 @@ import numpy as np
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.profile import FWHM_TO_SIGMA
 
+# Names of orders of acquisition, first to last stored slice; in brackets the NIfTI slice code.
+SLICE_ORDERS = {
+    'interleaved': 'first, third, ..., then second, fourth, ... (alt+z)',
+    'interleaved-second': 'second, fourth, ..., then first, third, ... (alt+z2)',
+    'interleaved-reversed': 'as interleaved, from the last slice (alt-z)',
+    'ascending': 'as stored (seq+)',
+    'descending': 'from the last slice (seq-)',
+}
+
 
 @dataclass(frozen=True, eq=False)
 class SliceStack:
@@ -52,7 +61,7 @@ class SliceStack:
     @classmethod
     def along(cls, data, lattice: Lattice, mask, axis: int, thickness_mm: float, **options) -> SliceStack:
         """A stack whose slices lie along any stored axis: that axis becomes the third, nothing moves in world."""
-        order = [a for a in range(3) if a != axis] + [axis]
+        order = _slices_last(axis)
         affine = lattice.affine.copy()
         affine[:, :3] = affine[:, order]
         moved = Lattice(tuple(lattice.shape[a] for a in order), affine)
@@ -61,7 +70,7 @@ class SliceStack:
     def acquisition_rank(self) -> np.ndarray:
         """(n_slices,) when each slice was acquired: 0 first."""
         n = self.data.shape[2]
-        order = self.order or (*range(0, n, 2), *range(1, n, 2))
+        order = self.order or named_order('interleaved', n)
         rank = np.empty(n, int)
         rank[list(order)] = np.arange(n)
         return rank
@@ -76,3 +85,52 @@ class SliceStack:
             else self.thickness_mm**2 / 12.0
         )
         return np.array([*in_plane, across])
+
+
+def as_stored(data: np.ndarray, axis: int) -> np.ndarray:
+    """(i, j, slice) data of a stack made by `SliceStack.along` ``axis``, back in the order of its file."""
+    return data.transpose(np.argsort(_slices_last(axis)))
+
+
+def named_order(name: str, n_slices: int) -> tuple[int, ...]:
+    """Stored slices in the order they were acquired, by one of ``SLICE_ORDERS``.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    """
+    if name not in SLICE_ORDERS:
+        raise ValueError(f'unknown slice order {name!r}: {", ".join(SLICE_ORDERS)}')
+    stored = tuple(range(n_slices))
+    if name in ('descending', 'interleaved-reversed'):
+        stored = stored[::-1]
+    if not name.startswith('interleaved'):
+        return stored
+    parts = (stored[1::2], stored[::2]) if name == 'interleaved-second' else (stored[::2], stored[1::2])
+    return parts[0] + parts[1]
+
+
+def timed_order(times_s, *, from_last: bool = False) -> tuple[int, ...]:
+    """Stored slices in the order of their times (n_slices,) in seconds; of equal times the lower one first.
+
+    Parameters
+    ----------
+    from_last
+        The first time is that of the last stored slice (BIDS: ``SliceEncodingDirection`` ends in a minus).
+
+    Raises
+    ------
+    ValueError
+        Times that are not finite, or all the same: they tell no order.
+    """
+    times = np.asarray(times_s, dtype=np.float64).ravel()
+    if not np.isfinite(times).all() or np.ptp(times) == 0:
+        raise ValueError('times must be finite, and not all the same')
+    if from_last:
+        times = times[::-1]
+    return tuple(int(k) for k in np.argsort(times, kind='stable'))
+
+
+def _slices_last(axis: int) -> list[int]:
+    return [a for a in range(3) if a != axis] + [axis]

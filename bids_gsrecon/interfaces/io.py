@@ -51,8 +51,23 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
     Raises
     ------
     InputError
-        Missing, unreadable or truncated file; not 3D; complex or RGB; NaN or infinite values; broken
-        affine or voxel sizes; a constant image.
+        As `load_array`, and for NaN or infinite values and for a constant image.
+    """
+    data, lattice = load_array(path, allow_4d_mean=allow_4d_mean)
+    if not np.isfinite(data).all():
+        raise InputError(f'{path} holds NaN or infinite values: replace them (for instance by 0) first.')
+    if data.min() == data.max():
+        raise InputError(f'{path} is constant ({data.flat[0]:g}): there is nothing to reconstruct.')
+    return Volume(data, lattice)
+
+
+def load_array(path, *, allow_4d_mean: bool = False) -> tuple[np.ndarray, Lattice]:
+    """The voxels of a 3D image (i, j, k) float32, whatever their values, and its lattice.
+
+    Raises
+    ------
+    InputError
+        Missing, unreadable or truncated file; not 3D; complex or RGB; broken affine or voxel sizes.
     """
     path = Path(path)
     if not path.exists():
@@ -77,8 +92,6 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
         raise InputError(
             f'{path} has {data.ndim} dimensions where 3 are needed: extract one volume (or average).'
         )
-    if not np.isfinite(data).all():
-        raise InputError(f'{path} holds NaN or infinite values: replace them (for instance by 0) first.')
     affine = image.affine
     if (
         affine is None
@@ -97,9 +110,7 @@ def load_volume(path, *, allow_4d_mean: bool = False) -> Volume:
     cosines = affine[:3, :3] / zooms
     if np.abs(cosines.T @ cosines - np.eye(3)).max() > 0.02:
         raise InputError(f'{path} has a sheared affine: resample it to a rectangular grid first.')
-    if data.min() == data.max():
-        raise InputError(f'{path} is constant ({data.flat[0]:g}): there is nothing to reconstruct.')
-    return Volume(data, Lattice(data.shape, affine))
+    return data, Lattice(data.shape, affine)
 
 
 def load_mask(path, lattice: Lattice | None = None) -> np.ndarray:

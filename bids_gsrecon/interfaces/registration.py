@@ -280,7 +280,7 @@ def _mask_on(mask: np.ndarray, source: Lattice, target: Lattice) -> np.ndarray:
     return values > 0
 
 
-def save_itk_transform(path, moving_to_fixed: np.ndarray) -> Path:
+def save_itk_transform(path, moving_to_fixed: np.ndarray, *, rigid: bool = False) -> Path:
     """Write a rigid or affine map as an ITK text file, for resampling the moving image on the fixed grid.
 
     ``antsApplyTransforms -r FIXED -i MOVING -t path`` (and nitransforms) then move the moving image into
@@ -291,12 +291,17 @@ def save_itk_transform(path, moving_to_fixed: np.ndarray) -> Path:
     ----------
     moving_to_fixed
         4x4, RAS mm, maps a point of the moving world into the fixed world.
+    rigid
+        Write a rigid map as three angles and a translation (Euler3DTransform), not as a matrix.
     """
     path = Path(path)
     fixed_to_moving = RAS_TO_LPS @ np.linalg.inv(np.asarray(moving_to_fixed, dtype=np.float64)) @ RAS_TO_LPS
-    numbers = [*fixed_to_moving[:3, :3].ravel(), *fixed_to_moving[:3, 3]]
+    kind, linear = 'AffineTransform', fixed_to_moving[:3, :3].ravel()
+    if rigid:
+        kind, linear = 'Euler3DTransform', _euler_angles(fixed_to_moving[:3, :3])
+    numbers = [*linear, *fixed_to_moving[:3, 3]]
     text = (
-        '#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n'
+        f'#Insight Transform File V1.0\n#Transform 0\nTransform: {kind}_double_3_3\n'
         f'Parameters: {" ".join(repr(float(n)) for n in numbers)}\nFixedParameters: 0 0 0\n'
     )
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
@@ -323,7 +328,9 @@ def load_itk_transform(path) -> np.ndarray:
     except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         message = f'{path} is not an ITK transform of one 3D matrix: give a rigid or affine file.'
         raise InputError(message) from error
-    if not kind.startswith(('AffineTransform', 'MatrixOffsetTransformBase')) or len(numbers) != 12:
+    if kind.startswith('Euler3DTransform') and len(numbers) == 6:
+        numbers = np.r_[_euler_matrix(numbers[:3]).ravel(), numbers[3:]]
+    elif not kind.startswith(('AffineTransform', 'MatrixOffsetTransformBase')) or len(numbers) != 12:
         raise InputError(
             f'{path} holds a {kind}, not a 3D matrix transform: convert it to an ITK affine first.'
         )
@@ -333,6 +340,24 @@ def load_itk_transform(path) -> np.ndarray:
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         raise InputError(f'{path} holds a singular or non-finite matrix: compute the transform again.')
     return np.linalg.inv(RAS_TO_LPS @ matrix @ RAS_TO_LPS)
+
+
+def _euler_angles(rotation: np.ndarray) -> np.ndarray:
+    """(3,) radians about x, y, z of ITK's Euler3DTransform: R = Rz Rx Ry."""
+    # At a right angle about x two of the three angles are one: any split is right.
+    x = np.arctan2(rotation[2, 1], np.hypot(rotation[2, 0], rotation[2, 2]))
+    if abs(rotation[2, 1]) > 1 - 1e-12:
+        return np.array([x, 0.0, np.arctan2(rotation[1, 0], rotation[0, 0])])
+    y = np.arctan2(-rotation[2, 0], rotation[2, 2])
+    return np.array([x, y, np.arctan2(-rotation[0, 1], rotation[1, 1])])
+
+
+def _euler_matrix(angles: np.ndarray) -> np.ndarray:
+    """The inverse of `_euler_angles`."""
+    from scipy.spatial.transform import Rotation
+
+    x, y, z = angles
+    return Rotation.from_euler('ZXY', [z, x, y]).as_matrix()
 
 
 def _read_text(path: Path) -> tuple[str, np.ndarray, np.ndarray]:

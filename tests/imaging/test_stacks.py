@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.imaging.lattice import Lattice
-from bids_gsrecon.imaging.stacks import SliceStack
+from bids_gsrecon.imaging.stacks import SLICE_ORDERS, SliceStack, as_stored, named_order, timed_order
 
 SHAPE = (5, 6, 4)
 FLIPPED = np.diag([-0.8, 1.1, -3.0, 1.0])
@@ -88,3 +88,39 @@ def test_shapes_must_agree(wrong):
     arrays[wrong] = arrays[wrong][:-1]
     with pytest.raises(ValueError, match='differ in shape'):
         SliceStack(lattice=Lattice(SHAPE, np.eye(4)), thickness_mm=1.0, **arrays)
+
+
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_stored_order_is_found_again(axis):
+    data = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    stack = SliceStack.along(data, Lattice(SHAPE, OBLIQUE), data > 50, axis, 2.5)
+    np.testing.assert_array_equal(as_stored(stack.data, axis), data)
+
+
+@pytest.mark.parametrize(
+    ('name', 'five', 'four'),
+    [
+        ('interleaved', (0, 2, 4, 1, 3), (0, 2, 1, 3)),
+        ('interleaved-second', (1, 3, 0, 2, 4), (1, 3, 0, 2)),
+        ('interleaved-reversed', (4, 2, 0, 3, 1), (3, 1, 2, 0)),
+        ('ascending', (0, 1, 2, 3, 4), (0, 1, 2, 3)),
+        ('descending', (4, 3, 2, 1, 0), (3, 2, 1, 0)),
+    ],
+)
+def test_named_orders(name, five, four):
+    assert name in SLICE_ORDERS
+    assert (named_order(name, 5), named_order(name, 4)) == (five, four)
+
+
+def test_unknown_order():
+    with pytest.raises(ValueError, match='unknown slice order'):
+        named_order('random', 4)
+
+
+def test_order_of_times():
+    assert timed_order([0.5, 1.5, 0.0, 1.0]) == (2, 0, 3, 1)
+    assert timed_order([0.5, 1.5, 0.0, 1.0], from_last=True) == (1, 3, 0, 2)
+    assert timed_order([0, 1, 0, 1]) == (0, 2, 1, 3), 'slices acquired at once: the lower one first'
+    for bad in ([1, 1, 1], [0, 1, np.nan]):
+        with pytest.raises(ValueError, match='times'):
+            timed_order(bad)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
@@ -148,6 +149,23 @@ def test_transform_file_round_trip(tmp_path):
     path = save_itk_transform(tmp_path / 'deep' / 'x.txt', MOTION)
     assert np.allclose(load_itk_transform(path), MOTION, atol=1e-12)
     assert [p.name for p in path.parent.iterdir()] == ['x.txt']
+
+
+@pytest.mark.parametrize(
+    'angles', [(0.1, -0.2, 3.0), (np.pi / 2, 0.4, 0.3), (-np.pi / 2, 0.0, 2.0), (3, 2, 1)]
+)
+def test_rigid_transform_file_round_trip(tmp_path, angles):
+    """Also where two of the three angles are one (a right angle about x), and as ANTs reads it."""
+    motion = rigid_from_parameters(np.zeros(6), np.zeros(3))
+    motion[:3, :3] = Rotation.from_euler('ZXY', [angles[2], angles[0], angles[1]]).as_matrix()
+    motion[:3, 3] = [4, -3, 5]
+    path = save_itk_transform(tmp_path / 'x.tfm', motion, rigid=True)
+    assert np.allclose(load_itk_transform(path), motion, atol=1e-9)
+    transform = import_ants().read_transform(str(path))
+    lps, point = np.array([-1, -1, 1]), np.array([7.0, 11, -13])
+    placed = motion[:3, :3] @ point + motion[:3, 3]
+    back = lps * import_ants().apply_ants_transform_to_point(transform, lps * placed)
+    assert np.allclose(back, point, atol=1e-5)
 
 
 def test_transform_file_resamples_as_ants_does(tmp_path, pair):
