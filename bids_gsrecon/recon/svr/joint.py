@@ -7,7 +7,7 @@ import numpy as np
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.poses import normal_equations, shortened, slice_sums
 from bids_gsrecon.recon.svr.view import View
-from bids_gsrecon.recon.svr.volume import EMPTY, SMOOTHNESS, EdgePrior, as_image, as_vector, prior_scale
+from bids_gsrecon.recon.svr.volume import EdgePrior, as_image, as_vector
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
 LONGEST_STEP_MM = 3.0
@@ -21,6 +21,7 @@ def joint_step(
     weights: np.ndarray,
     frame: Frame,
     *,
+    smoothness: float,
     prior: float,
     n_iterations: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +35,8 @@ def joint_step(
         (nx, ny, nz) today's amplitudes.
     gains, weights
         (M,) of slices, (N,) of pixels.
+    smoothness
+        Strength of the volume's edge-preserving prior.
     prior
         Pull of the poses towards their neighbours in time, of the mean information.
     """
@@ -45,8 +48,7 @@ def joint_step(
     residual = pixels.values - gain * value
     squared = weight * gain**2
     seen = view.adjoint(squared)
-    scale = prior_scale(view, squared, seen)
-    edges = EdgePrior(image, SMOOTHNESS * scale, EMPTY * scale)
+    edges = EdgePrior(image, smoothness)
     blocks, right_pose = normal_equations(pixels, jacobian, residual, weight, gains)
     information = np.trace(blocks, axis1=1, axis2=2) / 6
     pull = prior * float(information.mean())

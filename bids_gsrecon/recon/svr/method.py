@@ -27,7 +27,7 @@ from bids_gsrecon.recon.svr.quality import finish
 from bids_gsrecon.recon.svr.robust import robust_weights
 from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
 from bids_gsrecon.recon.svr.view import View
-from bids_gsrecon.recon.svr.volume import solve_volume
+from bids_gsrecon.recon.svr.volume import NOISE_SMOOTHNESS, noise_variance, self_similar, solve_volume
 
 PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 SLICE_ROUNDS = 8
@@ -196,15 +196,19 @@ class _Reconstruction:
                 weights = robust_weights(view, image, gains)
             pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
             image, self.poses = joint_step(
-                view, image, gains, weights, self.frame, prior=pull, n_iterations=12
-            )
+                view, image, gains, weights, self.frame,
+                smoothness=NOISE_SMOOTHNESS * noise_variance(view, image, gains), prior=pull, n_iterations=12,
+            )  # fmt: skip
             if number in PLACE_SMALL:
                 self._place_small(view, image, gains, before)
             view = View.make(pixels, lattice, self.poses, self.backend)
             gains = slice_gains(view.forward(image), pixels, weights)
         if self.options.robust:
             weights = robust_weights(view, image, gains)
-        image = solve_volume(view, weights, gains, image, n_iterations=10)
+        smoothness = NOISE_SMOOTHNESS * noise_variance(view, image, gains)
+        image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=10)
+        if self.options.self_similarity:
+            image = self_similar(view, weights, gains, image, self.report)
         return view, image, gains, weights
 
     def _place_small(self, view: View, image, gains, before: np.ndarray):

@@ -7,7 +7,8 @@ import numpy as np
 from bids_gsrecon.recon.svr.view import View
 
 CAUCHY = 2.5  # scale, of the robust standard deviation of the residuals
-LEAST = 0.01  # of what is bright: no residual below that is suspect
+TOLERANCE = 1.0  # excess over the typical residual of a slice at which it counts half
+LEAST = 0.02  # of what is bright: no residual below that is suspect
 
 
 def robust_weights(view: View, image, gains) -> np.ndarray:
@@ -19,5 +20,5 @@ def robust_weights(view: View, image, gains) -> np.ndarray:
     count = np.bincount(p.slice_of, minlength=p.n_slices)
     rms = np.sqrt(np.bincount(p.slice_of, residual**2, p.n_slices) / np.maximum(count, 1))
     typical = max(float(np.median(rms[count > 0])), LEAST)
-    per_slice = 1.0 / (1.0 + (np.maximum(rms / typical - 1.0, 0.0) / 0.5) ** 2)
+    per_slice = 1.0 / (1.0 + (np.maximum(rms / typical - 1.0, 0.0) / TOLERANCE) ** 2)
     return pixel * per_slice[p.slice_of]

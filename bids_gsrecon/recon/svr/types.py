@@ -26,6 +26,8 @@ class SvrOptions:
         Let pixels and slices that contradict all others count less.
     point_spread
         See the volume through the slices' thickness; without, pixels are points (for comparison).
+    self_similarity
+        Let places that look alike tell each other what noise and sampling hid.
     joint_steps
         Steps of volume and poses together at the end; 0: poses are those of the coarse levels.
     reference
@@ -39,6 +41,7 @@ class SvrOptions:
     slice_motion: bool = True
     robust: bool = True
     point_spread: bool = True
+    self_similarity: bool = True
     joint_steps: int = 7
     reference: int | None = None
     device: str = 'auto'

@@ -5,12 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+from bids_gsrecon.imaging.nonlocal_means import local_deviation, nonlocal_means
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
-SMOOTHNESS = 0.08  # of the mean diagonal of the data term
+# Tuned on one simulated case (at the scale of a fetal brain).
+SMOOTHNESS = 0.08  # of the mean diagonal of the data term, at coarse levels
+NOISE_SMOOTHNESS = 6.0  # of the noise variance of a pixel (bright tissue is 1), at the last level
 EDGE = 0.3  # contrast, of the median of the volume, from which differences are edges
-EMPTY = 1e-3  # of the mean diagonal: where no pixel looks, nothing is seen
+EMPTY = 0.01  # of the smoothness: where no pixel looks, nothing is seen
+SIMILARITY_TURNS = 4
+SIMILARITY = 0.4  # of the local standard deviation: how far patches may differ
+SIMILARITY_PULL = 40.0  # to what is alike, of the noise variance
+WITH_SIMILARITY = 0.7  # smoothness beside it, of the noise variance
+LEAST_DEVIATION = 0.02  # of the volume's
 
 
 @njit(parallel=True, cache=True)
@@ -59,10 +67,10 @@ def _laplacian(p, w, strength, empty, out):
 class EdgePrior:
     """``strength * sum over neighbours of phi(difference) + empty * sum of squares``: its majoriser at an image."""
 
-    def __init__(self, image: np.ndarray, strength: float, empty: float):
+    def __init__(self, image: np.ndarray, strength: float):
         positive = image[image > 0.05 * image.max()] if image.max() > 0 else image.ravel()
         delta = EDGE * float(np.median(positive)) if positive.size else 1.0
-        self._empty = np.float32(empty)
+        self._empty = np.float32(EMPTY * strength)
         self._strength = np.float32(strength)
         # Arrays here are [z, y, x], as images lie in memory.
         self._weights = np.zeros((3, *image.shape[::-1]), np.float32)
@@ -95,6 +103,9 @@ def solve_volume(
     gains: np.ndarray,
     start: np.ndarray | None = None,
     *,
+    smoothness: float | None = None,
+    guess: np.ndarray | None = None,
+    pull: float = 0.0,
     n_iterations: int = 12,
     n_rounds: int = 2,
 ) -> np.ndarray:
@@ -108,6 +119,10 @@ def solve_volume(
         (M,) of the slices: a pixel is ``gain * (A a)``.
     start
         Amplitudes to start from; zeros if absent.
+    smoothness
+        Strength of the edge-preserving prior; absent: `SMOOTHNESS` of the data term's own diagonal.
+    guess, pull
+        Adds ``pull * |a - guess|^2``.
     n_rounds
         Times the edges are looked at again.
     """
@@ -115,21 +130,25 @@ def solve_volume(
     weight = weights.astype(np.float32)
     squared = weight * gain**2
     seen = view.adjoint(squared)
-    scale = prior_scale(view, squared, seen)
+    if smoothness is None:
+        smoothness = SMOOTHNESS * mean_diagonal(view, squared, seen)
+    pull = np.float32(pull)
     right = view.adjoint(weight * gain * view.pixels.values)
+    if guess is not None:
+        right = right + pull * guess
     image = np.zeros(right.shape, np.float32, order='F') if start is None else start
     for _ in range(n_rounds):
-        prior = EdgePrior(image, SMOOTHNESS * scale, EMPTY * scale)
+        prior = EdgePrior(image, smoothness)
 
         def apply(flat, prior=prior):
             p = as_image(flat, right.shape)
-            return as_vector(view.adjoint(squared * view.forward(p)) + prior.product(p))
+            return as_vector(view.adjoint(squared * view.forward(p)) + prior.product(p) + pull * p)
 
         solution = conjugate_gradient(
             apply,
             as_vector(right),
             x0=as_vector(image),
-            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + 1e-12)),
+            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + pull + 1e-12)),
             max_iterations=n_iterations,
             tolerance=1e-4,
         )
@@ -137,10 +156,37 @@ def solve_volume(
     return image
 
 
-def prior_scale(view: View, squared_gains: np.ndarray, seen: np.ndarray) -> float:
-    """Mean diagonal of the data term where pixels look, which is what the priors' strengths are told of."""
+def mean_diagonal(view: View, squared_gains: np.ndarray, seen: np.ndarray) -> float:
+    """Of the data term, where pixels look."""
     core = seen > 0.1 * seen.max()
     return float(view.diagonal(squared_gains)[core].mean()) if core.any() else 1.0
+
+
+def noise_variance(view: View, image: np.ndarray, gains: np.ndarray) -> float:
+    """Of a pixel, from the median residual: noise, and what no volume could explain."""
+    p = view.pixels
+    residual = p.values - gains[p.slice_of] * view.forward(image)
+    return (1.4826 * float(np.median(np.abs(residual)))) ** 2
+
+
+def self_similar(view: View, weights, gains, image: np.ndarray, progress=None) -> np.ndarray:
+    """Amplitudes helped by places of the volume that look alike.
+
+    Non-local means of the estimate and the least-squares problem, which pulls to it, in turns (plug-and-play
+    priors; Manjon et al. 2010 for super-resolution). Strengths are in units of the noise.
+    """
+    noise = noise_variance(view, image, gains)
+    for turn in range(SIMILARITY_TURNS):
+        if progress is not None:
+            progress('self-similarity', turn, SIMILARITY_TURNS)
+        least = LEAST_DEVIATION * float(image[image > 0.1 * image.max()].std())
+        deviation = np.maximum(local_deviation(image), max(least, 1e-6))
+        guess = nonlocal_means(_contiguous(image), _contiguous((SIMILARITY * deviation) ** -2)).T
+        image = solve_volume(
+            view, weights, gains, image, smoothness=WITH_SIMILARITY * noise, guess=guess,
+            pull=SIMILARITY_PULL * noise, n_iterations=10, n_rounds=1,
+        )  # fmt: skip
+    return image
 
 
 def as_vector(image: np.ndarray) -> np.ndarray:
