@@ -24,6 +24,7 @@ from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
 from bids_gsrecon.recon.svr.quality import finish
+from bids_gsrecon.recon.svr.residual_field import add_residual_field
 from bids_gsrecon.recon.svr.robust import robust_weights
 from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
 from bids_gsrecon.recon.svr.view import View
@@ -209,6 +210,10 @@ class _Reconstruction:
         image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=10)
         if self.options.self_similarity:
             image = self_similar(view, weights, gains, image, self.report)
+        if self.options.residual_field:
+            image = add_residual_field(
+                view, weights, gains, image, seed=self.options.seed, progress=self.report
+            )
         return view, image, gains, weights
 
     def _place_small(self, view: View, image, gains, before: np.ndarray):

@@ -28,6 +28,8 @@ class SvrOptions:
         See the volume through the slices' thickness; without, pixels are points (for comparison).
     self_similarity
         Let places that look alike tell each other what noise and sampling hid.
+    residual_field
+        Add M-Gaussian's neural residual field at the end (slow; it has not been seen to help).
     joint_steps
         Steps of volume and poses together at the end; 0: poses are those of the coarse levels.
     reference
@@ -42,9 +44,11 @@ class SvrOptions:
     robust: bool = True
     point_spread: bool = True
     self_similarity: bool = True
+    residual_field: bool = False
     joint_steps: int = 7
     reference: int | None = None
     device: str = 'auto'
+    seed: int = 0  # of the residual field's network; nothing else draws numbers
     n_threads: int = 0
 
     def __post_init__(self):

@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Moving stacks of thick slices -> volume and slice poses: simulations with known truth, ablations, and real stacks
+by leave-one-stack-out prediction.
+
+  svr.py --data DIR                            the table: fetal truth, four levels of motion, 3 and 6 stacks, voids
+  svr.py --data DIR --ablations                what each part is worth, on one case
+  svr.py --data DIR --displaced                whole stacks far away: who finds back
+  svr.py --data DIR --wrong                    wrong masks, wrong order of acquisition, box profile, jumps
+  svr.py --data DIR --real                     real stacks: every stack predicted from the others
+  svr.py --truth A_T1w.nii.gz --mask M.nii.gz --resolution 1   another truth
+
+PSNR (range: maximum of the truth in the mask), SSIM and NCC in the true mask after ONE rigid motion, the one that brings
+the estimated slice poses nearest to the true ones, and one gain. TRE: mean distance (mm) of the masks' points
+from their true places after that motion. Seconds are CPU seconds of the method in this process, after a warm-up.
+`mean` is the mean of the stacks as the scanner placed them. The held-out score of --real is the correlation, in the
+mask, of each slice with a volume made of the other stacks; only the pose of that slice is fitted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import shlex
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_gsrecon.gpu import get_backend
+from bids_gsrecon.imaging.foreground import dilated, eroded
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.metrics import ncc, psnr, resample_to, ssim
+from bids_gsrecon.imaging.simulate_stacks import SimulatedStack, moving_stacks
+from bids_gsrecon.imaging.stacks import SliceStack
+from bids_gsrecon.interfaces.io import load_mask, load_volume
+from bids_gsrecon.recon.svr.method import svr
+from bids_gsrecon.recon.svr.motion import Frame
+from bids_gsrecon.recon.svr.pixels import collect_pixels
+from bids_gsrecon.recon.svr.poses import PoseProblem
+from bids_gsrecon.recon.svr.types import SvrOptions
+
+FETAL_TRUTH = 'fetal-truth/sub-0009_T2w.nii.gz'
+REAL = ('fetal/sub-01/anat', 'fetal/derivatives/masks/sub-01/anat')
+MOTIONS = {
+    'none': {'rotation_deg': 0.0, 'translation_mm': 0.0},
+    'small': {'rotation_deg': 3.0, 'translation_mm': 1.2},
+    'large': {'rotation_deg': 8.0, 'translation_mm': 5.0},
+    'jumps': {'rotation_deg': 30.0, 'translation_mm': 16.0, 'motion': 'jerks'},
+}
+METHODS = {
+    'still': {'stack_motion': False, 'slice_motion': False},
+    'stacks only': {'slice_motion': False},
+    'gsrecon': {},
+}
+ABLATIONS = {
+    'no point spread': {'point_spread': False},
+    'no robust weights': {'robust': False},
+    'no joint steps': {'joint_steps': 0},
+    'no stack motion': {'stack_motion': False},
+    'no self-similarity': {'self_similarity': False},
+    'neural residual': {'residual_field': True},
+}
+
+
+class Problem:
+    """Simulated stacks and the truth that they are judged by.
+
+    ``true`` holds, per stack, (n_slices, 4, 4) world motions from where the scanner believes a slice is to the truth.
+    """
+
+    def __init__(
+        self, name: str, truth: Volume, mask: np.ndarray, simulated: list[SimulatedStack], resolution
+    ):
+        self.name, self.truth, self.mask, self.resolution = name, truth, mask, resolution
+        self.stacks = [s.stack for s in simulated]
+        self.true = [s.poses for s in simulated]
+
+    def score(self, image: np.ndarray, lattice: Lattice, stacks, poses) -> dict:
+        """Of a volume and the poses of all slices with a mask."""
+        pixels = collect_pixels(stacks)
+        pixels = pixels.selected(pixels.in_mask)
+        true = np.stack([self.true[s][k] for s, k in zip(pixels.stack_of, pixels.index)])
+        a, b = pixels.placed(poses), pixels.placed(true)
+        u, _, v = np.linalg.svd((a - a.mean(0)).T @ (b - b.mean(0)))
+        motion = np.eye(4)
+        motion[:3, :3] = v.T @ np.diag([1, 1, np.sign(np.linalg.det(v.T @ u.T))]) @ u.T
+        motion[:3, 3] = b.mean(0) - motion[:3, :3] @ a.mean(0)
+        error = np.linalg.norm(pixels.placed(motion @ poses) - b, axis=1)
+        moved = Volume(image, Lattice(lattice.shape, motion @ lattice.affine))
+        x, t = resample_to(moved, self.truth.lattice), self.truth.data
+        x = x * float((x[self.mask] @ t[self.mask]) / max(float(x[self.mask] @ x[self.mask]), 1e-12))
+        x, t = np.where(self.mask, x, 0), np.where(self.mask, t, 0)
+        peak = float(t.max())
+        return {
+            'psnr': psnr(x, t, self.mask, peak=peak),
+            'ssim': ssim(x, t, self.mask, peak=peak),
+            'ncc': ncc(x, t, self.mask),
+            'tre': float(error.mean()),
+            'p95': float(np.percentile(error, 95)),
+        }
+
+    def run(self, method: str, stacks=None, **options) -> dict:
+        stacks = stacks or self.stacks
+        start = time.process_time()
+        result = svr(stacks, options=SvrOptions(resolution_mm=self.resolution, **options))
+        cpu = time.process_time() - start
+        row = self.score(result.image, result.lattice, stacks, result.poses)
+        excluded = int(result.slices.excluded.sum())
+        return {'case': self.name, 'method': method, **row, 'cpu': cpu, 'excluded': excluded}
+
+    def mean(self) -> dict:
+        """Linear interpolation of every stack, averaged where it is."""
+        lattice = self.truth.lattice
+        total, count = np.zeros(lattice.shape), np.zeros(lattice.shape)
+        for stack in self.stacks:
+            index = stack.lattice.world_to_voxel @ lattice.affine
+            for target, source in ((total, stack.data * stack.mask), (count, stack.mask.astype(np.float32))):
+                target += ndimage.affine_transform(
+                    source, index[:3, :3], index[:3, 3], lattice.shape, order=1, mode='constant'
+                )
+        image = (total / np.maximum(count, 1e-3)).astype(np.float32)
+        still = np.tile(np.eye(4), (collect_pixels(self.stacks).n_slices, 1, 1))
+        row = self.score(image, lattice, self.stacks, still)
+        return {'case': self.name, 'method': 'mean', **row, 'cpu': 0.0, 'excluded': 0}
+
+
+def make(args, motion: str, *, n_stacks=3, voids=0.0, seed=7, **more) -> Problem:
+    truth, mask = load_truth(args)
+    options = {
+        'in_plane_mm': args.in_plane, 'thickness_mm': args.thickness, 'void_share': voids, 'seed': seed,
+        **MOTIONS[motion], **more,
+    }  # fmt: skip
+    simulated = moving_stacks(truth, mask, n_stacks=n_stacks, **options)
+    name = f'{motion}, {n_stacks} stacks' + (', voids' if voids else '')
+    return Problem(name, truth, mask, simulated, args.resolution)
+
+
+def load_truth(args) -> tuple[Volume, np.ndarray]:
+    """The truth on a grid of its own, cut to its mask."""
+    path = Path(args.truth) if args.truth else Path(args.data) / FETAL_TRUTH
+    volume = load_volume(path)
+    mask = load_mask(args.mask, volume.lattice) if args.mask else volume.data > 0
+    mask = np.asarray(getattr(mask, 'data', mask)) > 0
+    where = np.argwhere(mask)
+    low, high = np.maximum(where.min(0) - 4, 0), np.minimum(where.max(0) + 5, mask.shape)
+    part = tuple(slice(a, b) for a, b in zip(low, high))
+    return Volume(volume.data[part], volume.lattice.cropped(low, high)), mask[part]
+
+
+def table(args):
+    for n_stacks in args.stacks:
+        for motion in args.motions:
+            for voids in (0.0, 0.1):
+                problem = make(args, motion, n_stacks=n_stacks, voids=voids)
+                yield problem.mean()
+                for method, options in METHODS.items():
+                    yield problem.run(method, **options)
+
+
+def ablations(args):
+    for motion in ('small', 'large'):
+        problem = make(args, motion, voids=0.1, seed=8)
+        for method, options in {'gsrecon': {}, **ABLATIONS}.items():
+            yield problem.run(method, **options)
+
+
+def displaced(args):
+    """One stack, or two, away as a whole."""
+    for degrees, mm in ((30.0, 12.0), (60.0, 5.0), (90.0, 5.0)):
+        for n_away in (1, 2):
+            problem = make(args, 'small', seed=9)
+            pixels = collect_pixels(problem.stacks)
+            frame = Frame.around(pixels.points_mm[pixels.in_mask])
+            for number in range(1, 1 + n_away):
+                turn = np.radians(degrees) * frame.arm_mm * np.eye(3)[number % 3]
+                away = frame.motions(np.array([*turn, 0, mm * (-1) ** number, 0]))[0]
+                stack = problem.stacks[number]
+                lattice = replace(stack.lattice, affine=np.linalg.inv(away) @ stack.lattice.affine)
+                problem.stacks[number] = replace(stack, lattice=lattice)
+                problem.true[number] = problem.true[number] @ away
+            problem.name = f'{degrees:g} deg + {mm:g} mm, {n_away} of 3'
+            yield problem.run('gsrecon')
+
+
+def wrong(args):
+    """What users get wrong, and what simulations usually get right."""
+    problem = make(args, 'small', voids=0.05, seed=10)
+    yield problem.run('as it is')
+    for name, change in {
+        'masks eroded 2 mm': lambda s: _grown(s, -2.0),
+        'masks dilated 3 mm': lambda s: _grown(s, 3.0),
+        'masks shifted 5 mm': lambda s: replace(s, mask=_shifted(s, 5.0)),
+        'order wrong': lambda s: replace(s, order=tuple(range(s.data.shape[2]))),
+    }.items():
+        yield problem.run(name, [change(s) for s in problem.stacks])
+    for name, more in {'box profile': {'profile': 'box'}, 'independent motion': {'motion': 'iid'}}.items():
+        changed = make(args, 'small', voids=0.05, seed=10, **more)
+        told_nothing = [replace(s, profile='gaussian') for s in changed.stacks]
+        yield changed.run(name, told_nothing)
+
+
+def _grown(stack: SliceStack, mm: float) -> SliceStack:
+    change = dilated if mm > 0 else eroded
+    return replace(stack, mask=change(stack.mask, stack.lattice, abs(mm)))
+
+
+def _shifted(stack: SliceStack, mm: float) -> np.ndarray:
+    return np.roll(stack.mask, round(mm / stack.lattice.voxel_sizes_mm[0]), axis=0)
+
+
+def real(args):
+    """Every real stack predicted from the others."""
+    stacks = load_real(args)
+    start = time.process_time()
+    whole = svr(stacks, options=SvrOptions(resolution_mm=args.resolution))
+    yield {'case': 'all stacks', 'method': 'gsrecon', 'held': np.nan, 'cpu': time.process_time() - start}
+    for method, options in {'stacks only': {'slice_motion': False}, 'gsrecon': {}}.items():
+        scores = []
+        for number in range(len(stacks)):
+            start = time.process_time()
+            scores.append(held_out(stacks, number, args.resolution, whole, options))
+            yield {
+                'case': f'stack {number + 1} held out', 'method': method, 'held': float(np.mean(scores[-1])),
+                'cpu': time.process_time() - start,
+            }  # fmt: skip
+        yield {
+            'case': 'all slices',
+            'method': method,
+            'held': float(np.mean(np.concatenate(scores))),
+            'cpu': 0.0,
+        }
+
+
+def held_out(stacks, number: int, resolution: float, whole, options) -> np.ndarray:
+    """(slices,) correlations of a stack's slices with a volume made without it."""
+    others = [s for n, s in enumerate(stacks) if n != number]
+    result = svr(others, options=SvrOptions(resolution_mm=resolution, **options))
+    pixels = collect_pixels([stacks[number]])
+    frame = Frame.around(pixels.points_mm[pixels.in_mask])
+    # Start from the poses of all stacks together, brought to the frame of this volume.
+    kept = whole.slices.stack != number
+    shift = result.poses @ np.linalg.inv(whole.poses[kept])
+    centre = frame.centre_mm
+    middle = np.median(shift[:, :3, :3] @ centre + shift[:, :3, 3], axis=0)
+    start = np.eye(4)
+    u, _, v = np.linalg.svd(np.mean(shift[:, :3, :3], axis=0))
+    start[:3, :3] = u @ v
+    start[:3, 3] = middle - start[:3, :3] @ centre
+    poses = start @ whole.poses[~kept]
+    amplitudes = np.zeros(result.lattice.shape, np.float32)
+    where = np.rint(result.lattice.to_index(result.field.means_mm)).astype(int)
+    amplitudes[tuple(where.T)] = result.field.amplitudes[:, 0]
+    amplitudes /= np.percentile(result.image[result.mask], 99)
+    own = pixels.selected(pixels.in_mask)
+    problem = PoseProblem(own, result.lattice, [amplitudes], frame, get_backend('cpu'))
+    poses, _ = problem.refine(poses, np.arange(pixels.n_slices), n_steps=10)
+    predicted = problem.predict(poses)
+    out = []
+    for start, stop in zip(own.starts[:-1], own.starts[1:]):
+        a, b = own.values[start:stop], predicted[start:stop]
+        if len(a) > 2:
+            out.append(np.corrcoef(a, b)[0, 1])
+    return np.nan_to_num(np.array(out))
+
+
+def load_real(args) -> list[SliceStack]:
+    root = Path(args.data)
+    stacks = []
+    for path in sorted((root / REAL[0]).glob('*_T2w.nii.gz')):
+        (mask,) = (root / REAL[1]).glob(path.name.replace('_T2w.nii.gz', '*mask.nii.gz'))
+        volume, inside = load_volume(path), load_volume(mask).data > 0
+        axis = volume.lattice.coarsest_axis
+        stacks.append(
+            SliceStack.along(
+                volume.data, volume.lattice, inside, axis, float(volume.lattice.voxel_sizes_mm[axis])
+            )
+        )
+    return stacks
+
+
+COLUMNS = (
+    ('case', 'case', '{}'), ('method', 'method', '{}'), ('psnr', 'PSNR dB', '{:.2f}'), ('ssim', 'SSIM', '{:.4f}'),
+    ('ncc', 'NCC', '{:.4f}'), ('held', 'held-out NCC', '{:.4f}'), ('tre', 'TRE mm', '{:.3f}'),
+    ('p95', '95 % mm', '{:.2f}'), ('excluded', 'excluded', '{}'), ('cpu', 'CPU s', '{:.1f}'),
+)  # fmt: skip
+
+
+def format_row(row: dict) -> str:
+    return '| ' + ' | '.join(form.format(row[key]) if key in row else '' for key, _, form in COLUMNS) + ' |'
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--data', help='folder of development data')
+    parser.add_argument('--truth', help='isotropic image to simulate from (default: the fetal one of --data)')
+    parser.add_argument('--mask', help='of the truth (default: where it is positive)')
+    parser.add_argument('--resolution', type=float, default=1.0, help='mm, of the reconstruction')
+    parser.add_argument('--in-plane', type=float, default=1.1, help='mm')
+    parser.add_argument('--thickness', type=float, default=3.3, help='mm')
+    parser.add_argument('--stacks', type=int, nargs='+', default=[3, 6])
+    parser.add_argument('--motions', nargs='+', choices=MOTIONS, default=list(MOTIONS))
+    for name in ('ablations', 'displaced', 'wrong', 'real'):
+        parser.add_argument(f'--{name}', action='store_true', help=globals()[name].__doc__)
+    return parser
+
+
+def main(argv=None) -> int:
+    args = get_parser().parse_args(argv)
+    if not (args.data or args.truth):
+        print('svr.py: give --data DIR or --truth IMAGE', file=sys.stderr)
+        return 2
+    asked = [f for f in (ablations, displaced, wrong, real) if getattr(args, f.__name__)] or [table]
+    now = datetime.now(timezone.utc)
+    print(
+        f'# {now:%Y-%m-%d %H:%M} UTC, {platform.machine()}, {os.cpu_count()} cores, Python '
+        f'{platform.python_version()}\n# benchmarks/svr.py {shlex.join(sys.argv[1:] if argv is None else argv)}\n'
+    )
+    print('| ' + ' | '.join(title for _, title, _ in COLUMNS) + ' |\n' + '|---' * len(COLUMNS) + '|')
+    for part in asked:
+        for row in part(args):
+            print(format_row(row), flush=True)
+    print(f'\npeak memory of all this: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
