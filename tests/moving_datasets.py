@@ -12,7 +12,13 @@ from bids_gsrecon.interfaces.io import save_volume
 from tests.bids_datasets import anat
 from tests.phantoms import folded_head
 
-SETTINGS = {'in_plane_mm': 2.0, 'thickness_mm': 4.0, 'rotation_deg': 2.0, 'translation_mm': 1.0, 'noise': 0.01}
+SETTINGS = {
+    'in_plane_mm': 2.0,
+    'thickness_mm': 4.0,
+    'rotation_deg': 2.0,
+    'translation_mm': 1.0,
+    'noise': 0.01,
+}
 
 
 def write_moving(root, label, session=None, suffix='T2w', masks=None, **options) -> list[Path]:

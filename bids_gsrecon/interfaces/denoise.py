@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bids_gsrecon.imaging.lattice import Volume
-from bids_gsrecon.interfaces.ants_bridge import import_ants, to_ants
+from bids_gsrecon.interfaces.ants_bridge import import_ants
 
 PATCH, SEARCH = 1, 3  # pixels to each side
 
@@ -18,13 +18,14 @@ def denoised_slices(volume: Volume, axis: int) -> Volume:
     axis
         Stored axis across the slices: neighbours along it moved, and say nothing about a pixel.
     """
-    patch, search = (
-        'x'.join('0' if a == axis else str(radius) for a in range(3)) for radius in (PATCH, SEARCH)
-    )
     ants = import_ants()
-    data = ants.denoise_image(
-        to_ants(volume), p=patch, r=search, noise_model='Rician', shrink_factor=1
-    ).numpy()
-    # What the filter makes of the empty background is not finite, or below zero.
-    data = np.where(np.isfinite(data) & (volume.data > 0), np.maximum(data, 0), 0)
-    return Volume(data.astype(np.float32), volume.lattice)
+    slices = np.moveaxis(volume.data, axis, 0)
+    out = slices.copy()
+    for number, data in enumerate(slices):
+        if data.min() == data.max():
+            continue
+        image = ants.from_numpy(np.ascontiguousarray(data))
+        filtered = ants.denoise_image(image, p=PATCH, r=SEARCH, noise_model='Rician', shrink_factor=1).numpy()
+        # What the filter makes of an empty background is not finite, or below zero.
+        out[number] = np.where(np.isfinite(filtered) & (data > 0), np.maximum(filtered, 0), 0)
+    return Volume(np.moveaxis(out, 0, axis), volume.lattice)

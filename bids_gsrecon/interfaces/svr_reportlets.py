@@ -173,9 +173,7 @@ def slice_pairs(slices, known: dict, stacks, masks, simulated):
             np.rot90(volume.data[tuple(cut)]) for volume in (stack, simulated[place])
         )  # the first stored axis to the right, the second up
         in_plane = [float(size) for a, size in enumerate(stack.lattice.voxel_sizes_mm) if a != axis]
-        title = (
-            f'{Path(record["Input"]).name}, slice {row["slice"]}: NCC {row["ncc"]}, weight {row["weight"]}'
-        )
+        title = f'{Path(record["Input"]).name}, slice {row["slice"]}: NCC {_short(row["ncc"])}, weight {_short(row["weight"])}'
         if row['excluded'] == '1':
             title += ', excluded'
         pairs.append(SlicePair(title, acquired, predicted, (in_plane[1], in_plane[0])))
@@ -204,7 +202,7 @@ def stacks_summary(per_stack, known: dict) -> dict:
         'motion_max_mm': 'at most (mm)',
     }
     how = {record['Number']: _mask_in_words(record['Mask']) for record in known['Stacks']}
-    rows = [[row[name] for name in columns] + [how[int(row['stack'])]] for row in per_stack]
+    rows = [[_short(row[name]) for name in columns] + [how[int(row['stack'])]] for row in per_stack]
     return {
         'title': 'Stacks',
         'text': 'NCC: correlation of slices with what the other stacks predict of them; weight: how much the pixels '
@@ -212,6 +210,13 @@ def stacks_summary(per_stack, known: dict) -> dict:
         'columns': [*columns.values(), 'Mask'],
         'rows': rows,
     }
+
+
+def _short(cell: str) -> str:
+    """A cell of a table with the digits that matter to the eye."""
+    return (
+        f'{float(cell):.2f}' if cell.replace('.', '', 1).replace('-', '').isdigit() and '.' in cell else cell
+    )
 
 
 def _mask_in_words(source: str) -> str:
@@ -229,7 +234,7 @@ def excluded_slices(slices) -> dict:
         'weight': 'Weight',
         'motion_mm': 'Motion (mm)',
     }
-    rows = [[row[name] for name in columns] for row in slices if row['excluded'] == '1']
+    rows = [[_short(row[name]) for name in columns] for row in slices if row['excluded'] == '1']
     more = (
         f' The first {MOST_ROWS} of {len(rows)}; all are in the table of slices.'
         if len(rows) > MOST_ROWS

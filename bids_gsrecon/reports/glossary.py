@@ -38,7 +38,7 @@ GLOSSARY = {
         '',
         'Mean correlation of slices with what the other stacks predict of them, inside the mask: 1 says that '
         'every slice fits. Low values mean motion that was not found, another contrast, or a wrong mask.',
-        low=0.8,
+        low=0.6,
     ),
     'excluded_percent': Figure(
         'Excluded slices',

@@ -39,7 +39,7 @@ class StackMotion:
 
 @dataclass(frozen=True, eq=False)
 class SlicePair:
-    """A slice and what the volume predicts of it: (h, w) each, as shown, top row first; pixels in mm."""
+    """A slice and what the volume predicts of it (zero where it predicts nothing): (h, w) each, top row first."""
 
     title: str
     acquired: np.ndarray
@@ -110,7 +110,9 @@ def slices_montage(pairs: Sequence[SlicePair]) -> bytes:
         grays = [np.clip(data / white * 255 + 0.5, 0, 255) for data in (pair.acquired, pair.predicted)]
         tiles = [np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2) for gray in grays]
         level = (pair.acquired - pair.predicted) / white + 0.5
-        tiles.append(table[np.clip(level * 255, 0, 255).astype(np.uint8)])
+        difference = table[np.clip(level * 255, 0, 255).astype(np.uint8)]
+        difference[pair.predicted == 0] = PAPER
+        tiles.append(difference)
         height = round(
             width * pair.acquired.shape[0] * pair.pixel_mm[0] / (pair.acquired.shape[1] * pair.pixel_mm[1])
         )
