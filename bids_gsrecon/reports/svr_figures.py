@@ -51,6 +51,7 @@ def motion_plot(stacks: Sequence[StackMotion]) -> bytes:
     """SVG: a row of two panels (degrees, millimetres) per stack, excluded slices crossed."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     # A fixed salt and no date: the same motion gives the same bytes.
     with matplotlib.rc_context({'svg.hashsalt': 'bids_gsrecon', 'svg.fonttype': 'none', 'font.size': 9}):
@@ -65,7 +66,9 @@ def motion_plot(stacks: Sequence[StackMotion]) -> bytes:
         panels[0, 1].set_title('translation of the centre', loc='right', fontsize=9)
         for panel in panels[-1]:
             panel.set_xlabel('slices in the order of acquisition')
-        panels[0, 1].legend(loc='upper left', fontsize=7, ncols=4, frameon=False)
+        handles = [Line2D([], [], color=colour, marker='.', label=name) for name, colour in AXES]
+        handles.append(Line2D([], [], color='black', marker='x', linestyle='', label='excluded'))
+        figure.legend(handles=handles, loc='outside upper center', fontsize=8, ncols=4, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='svg', metadata={'Date': None})
     return buffer.getvalue()
@@ -73,27 +76,13 @@ def motion_plot(stacks: Sequence[StackMotion]) -> bytes:
 
 def _draw_motion(panel, stack: StackMotion, values: np.ndarray) -> None:
     order = np.argsort(stack.rank)
-    out = stack.excluded[order]
-    for axis, (name, colour) in enumerate(AXES):
-        panel.plot(
-            stack.rank[order],
-            values[order, axis],
-            '.-',
-            color=colour,
-            linewidth=0.8,
-            markersize=3,
-            label=name,
-        )
-        panel.plot(
-            stack.rank[order][out],
-            values[order, axis][out],
-            'x',
-            color='black',
-            markersize=6,
-            label='excluded' if axis == 2 and out.any() else None,
-        )
+    rank, out = stack.rank[order], stack.excluded[order]
+    for axis, (_, colour) in enumerate(AXES):
+        panel.plot(rank, values[order, axis], '.-', color=colour, linewidth=0.8, markersize=3)
+        panel.plot(rank[out], values[order, axis][out], 'x', color='black', markersize=6)
     panel.axhline(0, color='0.8', linewidth=0.6, zorder=0)
     panel.spines[['top', 'right']].set_visible(False)
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.margins(x=0.02)
 
 
