@@ -93,7 +93,8 @@ def init_ds_svr_wf(*, config: Config, target: SvrTarget, name: str = 'ds_svr_wf'
         workflow.connect(inputnode, part, sink, 'in_file')
     merge_poses = pe.Node(niu.Merge(2), name='merge_poses', run_without_submitting=True, mem_gb=0.1)
     ds_poses = folder_sink(config, 'ds_poses', poses_folder(target))
-    ds_pictures = picture_sink(config, 'ds_pictures', target.name)
+    # One report, whatever the space: it shows the last run.
+    ds_pictures = picture_sink(config, 'ds_pictures', target.name.replaced(space=None))
     workflow.connect([
         (inputnode, sinks['image'], [('metadata', 'metadata_file')]),
         (inputnode, sinks['mask'], [('mask_metadata', 'metadata_file')]),

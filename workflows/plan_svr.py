@@ -13,7 +13,8 @@ from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.interfaces.bids import BidsName
 from bids_gsrecon.interfaces.headers import check_stack, read_metadata, slice_axis
 from bids_gsrecon.workflows.collect import find_derivative
-from bids_gsrecon.workflows.plan_target import by_session, nothing_found
+from bids_gsrecon.workflows.plan_superres import MAPS
+from bids_gsrecon.workflows.plan_target import by_session, nothing_found, own_space_messages
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan
 
 THICK_RATIO = 1.5  # slice spacing over the coarser pixel size, from which an image is a stack of slices
@@ -99,6 +100,7 @@ class SvrSession(SessionPlan):
 
 def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> None:
     """Add to ``plan`` every volume that the stacks of a participant make."""
+    plan.messages += own_space_messages(config)
     stacks, lone = [], []
     for scan in scans:
         try:
@@ -130,7 +132,7 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
 
 def is_stack(scan: Scan) -> bool:
     """Whether an image is one of thick slices that can be a part of a volume."""
-    if scan.name.datatype != 'anat' or len(scan.header.shape) != 3:
+    if scan.name.datatype != 'anat' or scan.name.suffix in MAPS or len(scan.header.shape) != 3:
         return False
     sizes = scan.header.voxel_sizes_mm
     return bool(sizes.max() >= THICK_RATIO * np.median(sizes))

@@ -35,9 +35,9 @@ def init_svr_session_wf(*, config: Config, session: SvrSession, name: str) -> Li
     workflow = LiterateWorkflow(name=name)
     for number, target in enumerate(session.targets):
         summary = _summary(config, session) if number == 0 else None
-        volume_wf = init_svr_wf(
-            config=config, target=target, summary=summary, name=f'{target.name.node_name()}_wf'
-        )
+        # Without the space: what was done before a template was given is found again.
+        name_in_work = target.name.replaced(space=None).node_name()
+        volume_wf = init_svr_wf(config=config, target=target, summary=summary, name=f'{name_in_work}_wf')
         workflow.add_nodes([volume_wf])
     workflow.__postdesc__ = _description(config, session)
     return workflow

@@ -38,7 +38,7 @@ def gestational_age(bids_dir, participant: str, session: str | None = None) -> f
 def _rows(path: Path) -> list[dict]:
     try:
         with path.open(encoding='utf-8-sig', newline='') as file:
-            return list(csv.DictReader(file, delimiter='\t'))
+            return list(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE))
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError, csv.Error) as error:

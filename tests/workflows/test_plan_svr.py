@@ -155,6 +155,22 @@ def test_a_truncated_stack_is_an_error_and_the_others_run(root, plan):
     assert [len(stacks) for stacks in volumes(item).values()] == [2]
 
 
+def test_the_space_of_a_reference_is_said_to_have_no_effect(root, plan):
+    orthogonal(root)
+    assert '--output-spaces T1w has no effect' in plan('--output-spaces', 'T1w')['01'].messages[0]
+
+
+def test_maps_and_series_are_no_stacks(root, plan):
+    orthogonal(root, suffix='T1rho')
+    assert 'no stack of thick slices' in plan()['01'].errors[0]
+    assert plan(recon='auto')['01'].recon != 'svr'
+    for path in orthogonal(root, '02'):
+        image = nib.load(path)
+        data = np.repeat(image.get_fdata(dtype=np.float32)[..., None], 2, axis=3)
+        nib.save(nib.Nifti1Image(data, image.affine), path)
+    assert 'no stack of thick slices' in plan()['02'].errors[0]
+
+
 def test_a_single_slice_is_an_error(root, plan):
     orthogonal(root, n=2)
     folder, stem = anat(root, '01')

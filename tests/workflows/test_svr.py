@@ -77,12 +77,15 @@ def test_without_corrections_there_is_no_step_for_them(stacks, config):
 def test_a_template_names_the_space(stacks, config, tmp_path):
     template = write_thick(tmp_path / 'atlas', '00')
     workflow = build(config('--svr-template', template)).workflow
-    assert node(workflow, 'ds_svr_wf') is None, 'the space is a part of the name'
     assert 'sub-01/anat/sub-01_rec-svr_space-template_desc-recon_T2w.nii.gz' in sink_paths(workflow)
-    names = {name.rsplit('.', 1)[1]: name for name in workflow.list_node_names()}
-    assert workflow.get_node(names['reconstruct']).interface.inputs.template == str(template)
-    metadata = workflow.get_node(names['ds_mask']).interface.inputs.metadata
+    assert node(workflow, 'reconstruct').interface.inputs.template == str(template)
+    metadata = node(workflow, 'ds_svr_wf.ds_mask').interface.inputs.metadata
     assert metadata['SpatialReference'] == f'file://{template}'
+    plain = build(config()).workflow
+    hashes = [node(w, 'prepare_stacks').interface.inputs.get_hashval()[1] for w in (plain, workflow)]
+    assert hashes[0] == hashes[1], 'what does not depend on it is not done again'
+    pictures = node(workflow, 'ds_svr_wf.ds_pictures').interface.inputs.entities
+    assert 'space' not in pictures, 'the report shows the last run'
 
 
 def test_memory_grows_with_the_resolution_only_as_far_as_stacks_overlap(stacks, config):
