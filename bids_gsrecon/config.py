@@ -69,12 +69,17 @@ class Method:
     recon: str = 'auto'
     reference: str = 'T1w'
     reference_chosen: bool = False  # the user named it: a thick reference is then accepted
-    output_resolution_mm: float = 0.0  # 0: the reference's own grid, or the image's finest voxel size
+    output_resolution_mm: float = 0.0  # 0: the default of the method
     device: str = 'auto'
     brain_template: str = 'auto'
     slice_profile: str = 'auto'
     harmonize: dict[str, Any] = field(default_factory=dict)  # fields of HarmonizeOptions that were set
     superres: dict[str, Any] = field(default_factory=dict)  # fields of SuperresOptions that were set
+    svr: dict[str, Any] = field(default_factory=dict)  # fields of SvrOptions that were set
+    svr_bias_correction: bool = True
+    svr_denoise: bool = False
+    svr_slice_order: str = ''  # empty: by SliceTiming, else interleaved
+    svr_template: str = ''  # image, or folder of templates by age
 
 
 @dataclass

@@ -72,7 +72,7 @@ def fake_svr(stacks, *, options, progress=None) -> SvrResult:
         ('svr',),
     )
     return SvrResult(
-        lattice, image, mask, 0.1 * image, seen, field, poses, table, predicted, {'averaging': 0.1}
+        lattice, image, mask, 0.1 * image, seen, field, poses, table, predicted, 0, {'averaging': 0.1}
     )
 
 

@@ -8,7 +8,7 @@ from nipype.pipeline import engine as pe
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, PictureSink
+from bids_gsrecon.interfaces.bids import BidsName, DerivativeSink, FolderSink, PictureSink
 from bids_gsrecon.workflows.plan_types import TargetPlan
 
 # No BIDS name exists for these; the patterns go into .bidsignore (no trailing slash: the validator wants none).
@@ -21,6 +21,9 @@ BIDSIGNORE = (
     '*_desc-field_*',
     '*_desc-supportasl_mask.*',
     '*_desc-supportm0scan_mask.*',
+    '*_desc-slices_*',
+    '*_desc-stacks_*',
+    'svr',
     'group_*',
     '.tmp-*',
 )
@@ -43,6 +46,12 @@ def derivative_sink(config: Config, name: str, path: Path, metadata: dict | None
     interface = DerivativeSink(output_dir=str(config.output_dir), out_path=path.as_posix(), **inputs)
     if metadata is not None:
         interface.inputs.metadata = metadata
+    return pe.Node(interface, name=name, run_without_submitting=True, mem_gb=0.1)
+
+
+def folder_sink(config: Config, name: str, path: Path) -> pe.Node:
+    """Node that fills one folder at ``path`` below the output folder."""
+    interface = FolderSink(output_dir=str(config.output_dir), out_path=path.as_posix())
     return pe.Node(interface, name=name, run_without_submitting=True, mem_gb=0.1)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces.bids import BidsName
@@ -18,11 +16,10 @@ from bids_gsrecon.interfaces.headers import read_header
 from bids_gsrecon.workflows.collect import collect_files, make_layout
 from bids_gsrecon.workflows.plan_harmonize import Roles, find_roles
 from bids_gsrecon.workflows.plan_superres import is_anisotropic
+from bids_gsrecon.workflows.plan_svr import full_sets
 from bids_gsrecon.workflows.plan_target import by_session
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan
 from bids_gsrecon.workflows.registry import RECONS, not_runnable_message, session_planner
-
-DIFFERENT_ORIENTATION_DEG = 30.0
 
 
 def plan_participants(config: Config, filters: dict[str, dict]) -> list[ParticipantPlan]:
@@ -65,25 +62,27 @@ def plan_participant(config: Config, participant: str, files: list[Path]) -> Par
 
 
 def _choose_recon(config: Config, participant: str, scans: list[Scan]) -> tuple[str, str]:
-    if config.method.recon != 'auto':
-        return config.method.recon, 'as asked for'
-    suffix = config.method.reference
+    method = config.method
+    if method.recon != 'auto':
+        return method.recon, 'as asked for'
+    suffix = method.reference
     roles: Roles = find_roles(scans, suffix)
-    if roles.chosen and roles.others:
-        kinds = ', '.join(sorted({s.name.suffix for s in roles.others}))
-        return 'harmonize', f'a {suffix} and further contrasts ({kinds})'
+    exam = 'harmonize', f'a {suffix} and further contrasts ({_kinds(roles.others)})'
+    is_fine = any(not scan.header.is_thick for scan in roles.chosen.values())
+    if roles.others and roles.chosen and (is_fine or method.reference_chosen):
+        return exam
     if list(config.bids_dir.glob(f'sourcedata/sub-{participant}/**/cmr/*_cine.*')):
         return 'cine', 'it has k-space under sourcedata, which suits --recon cine'
-    thick = [s for s in [*roles.others, *roles.chosen.values()] if s.header.is_thick]
-    normals = [s.header.slice_normal for s in thick if s.name.suffix == 'T2w']
-    cosine = np.cos(np.radians(DIFFERENT_ORIENTATION_DEG))
-    if any(abs(float(a @ b)) < cosine for i, a in enumerate(normals) for b in normals[:i]):
-        return (
-            'svr',
-            f'it has no {suffix} but {len(normals)} thick T2w stacks in different orientations, which suit --recon svr',
-        )
+    if not method.reference_chosen and (sets := full_sets(scans)):
+        numbers = ', '.join(f'{len(stacks)} {stacks[0].name.suffix}' for stacks in sets)
+        return 'svr', f'no isotropic {suffix}, but stacks of thick slices in different directions ({numbers})'
+    if roles.others and roles.chosen:
+        return exam
     lone = all(len(own) == 1 for own in by_session(scans).values())
     if scans and lone and all(is_anisotropic(scan) for scan in scans):
-        kinds = ', '.join(sorted({s.name.suffix for s in scans}))
-        return 'superres', f'a lone anisotropic scan ({kinds})'
+        return 'superres', f'a lone anisotropic scan ({_kinds(scans)})'
     return 'harmonize', 'no other method fits the data'
+
+
+def _kinds(scans: list[Scan]) -> str:
+    return ', '.join(sorted({scan.name.suffix for scan in scans}))

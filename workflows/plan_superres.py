@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice
-from bids_gsrecon.workflows.plan_target import by_session, nothing_found, plan_target
+from bids_gsrecon.workflows.plan_target import by_session, nothing_found, own_space_messages, plan_target
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan, TargetPlan
 
 MAPS = ('T1rho', 'T2star')  # quantities: their voxels are no means of what lies in them
@@ -38,10 +38,7 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
     """Add to ``plan`` every image of a participant that can be made finer."""
     if not scans and not plan.errors:
         plan.errors.append(nothing_found(config, plan.participant))
-    if config.method.reference in config.execution.output_spaces:
-        plan.messages.append(
-            f'--output-spaces {config.method.reference} has no effect: every image stays in its own space'
-        )
+    plan.messages += own_space_messages(config)
     for session, own in by_session(scans).items():
         targets = []
         for scan in own:

@@ -71,3 +71,10 @@ def nothing_found(config: Config, participant: str) -> str:
     sessions = config.execution.session_label
     where = f' in session {", ".join(sessions)}' if sessions else ''
     return f'sub-{participant} has no anatomical image{where} in {config.bids_dir}: nothing can be reconstructed.'
+
+
+def own_space_messages(config: Config) -> list[str]:
+    """What to say where ``--output-spaces`` asks for a reference and the method has none."""
+    if config.method.reference not in config.execution.output_spaces:
+        return []
+    return [f'--output-spaces {config.method.reference} has no effect: every image stays in its own space']

@@ -55,7 +55,13 @@ RECONS = {
             'bids_gsrecon.workflows.superres:init_superres_session_wf',
             'bids_gsrecon.workflows.outputs_superres:session_results',
         ),
-        Recon('svr', 'one volume from several moving stacks of thick slices'),
+        Recon(
+            'svr',
+            'one volume from several moving stacks of thick slices',
+            'bids_gsrecon.workflows.plan_svr:plan_sessions',
+            'bids_gsrecon.workflows.svr:init_svr_session_wf',
+            'bids_gsrecon.workflows.outputs_svr:session_results',
+        ),
         Recon('cine', 'cardiac cine series from undersampled k-space'),
         Recon('m2asr', 'reference-guided super-resolution at any scale by a trained network'),
     )

@@ -23,7 +23,13 @@ from __future__ import annotations
 import argparse
 
 from bids_gsrecon.cli.arguments import positive_float
-from bids_gsrecon.cli.method_options import SLICE_ORDERS, add_seed_and_threads, add_slice_geometry
+from bids_gsrecon.cli.method_options import (
+    SLICE_ORDER_HELP,
+    SLICE_ORDERS,
+    TEMPLATE_HELP,
+    add_seed_and_threads,
+    add_slice_geometry,
+)
 
 SUMMARY = 'one volume from stacks of slices that moved'
 
@@ -62,8 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     slices.add_argument(
         '--slice-order',
         choices=SLICE_ORDERS,
-        help='order of acquisition (default: SliceTiming of the .json beside the stack, else interleaved: '
-        'every second slice, then the others)',
+        help=SLICE_ORDER_HELP,
     )
     model = parser.add_argument_group('model')
     model.add_argument(
@@ -76,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     space.add_argument(
         '--template',
         metavar='IMAGE|FOLDER',
-        help='turn the volume (rigidly) to this image, or to the one of a folder of atlases by age',
+        help=TEMPLATE_HELP,
     )
     space.add_argument(
         '--gestational-age',
@@ -103,8 +108,9 @@ def run(args: argparse.Namespace) -> str:
     import time
 
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.cli.svr_files import doubtful, oriented, read_inputs, write_outputs
+    from bids_gsrecon.cli.svr_files import oriented, read_inputs, write_outputs
     from bids_gsrecon.errors import about
+    from bids_gsrecon.interfaces.svr_outputs import doubt_about
 
     started = time.monotonic()
     if args.device == 'cuda':
@@ -112,16 +118,16 @@ def run(args: argparse.Namespace) -> str:
 
         check_cuda()
     inputs = read_inputs(args)
-    for warning in inputs.warnings:
+    for warning in inputs.checked.warnings:
         _note(warning)
     from bids_gsrecon.recon.svr.method import svr
 
-    names, orientation = ', '.join(str(file.path) for file in inputs.files), None
+    names, orientation = ', '.join(str(file.path) for file in inputs.checked.files), None
     with ProgressBar() as progress, about(names):
         result = svr(inputs.stacks, options=inputs.options, progress=progress)
         if inputs.template is not None:
             result, orientation = oriented(inputs, result, progress)
-    if doubt := doubtful(inputs, orientation):
+    for doubt in doubt_about(orientation, inputs.template_path):
         _note(doubt)
     output = write_outputs(args, inputs, result, orientation)
     shape = ' x '.join(str(n) for n in result.lattice.shape)
@@ -129,7 +135,7 @@ def run(args: argparse.Namespace) -> str:
     n_slices, n_excluded = len(result.slices), int(result.slices.excluded.sum())
     seconds = time.monotonic() - started
     return (
-        f'gsrecon svr: ok, {len(inputs.files)} stacks, {n_slices} slices ({n_excluded} excluded), '
+        f'gsrecon svr: ok, {len(inputs.stacks)} stacks, {n_slices} slices ({n_excluded} excluded), '
         f'{shape} voxels of {size} mm in {seconds:.0f} s -> {output}'
     )
 

@@ -14,6 +14,11 @@ SLICE_PROFILE_HELP = (
     'how a slice weighs its tissue: box, gaussian, for superres also cell (the voxel) or point (its centre) '
     '(default: auto, box)'
 )
+SLICE_ORDER_HELP = (
+    'order of acquisition (default: SliceTiming of the .json beside the stack, else interleaved: '
+    'every second slice, then the others)'
+)
+TEMPLATE_HELP = 'turn the volume (rigidly) to this image, or to the one of a folder of atlases by age'
 # Fields of HarmonizeOptions and SuperresOptions that can be switched on and off.
 HARMONIZE_SWITCHES = {
     'relax_geometry': 'let each contrast move the scaffold (default: no)',
@@ -26,6 +31,15 @@ SUPERRES_SWITCHES = {
 SHARED_SWITCHES = {
     'in_plane_learning': 'learn missing detail of thick slices from their own planes (default: yes)',
     'detail_gaussians': 'additional Gaussians where the others cannot show it (default: yes)',
+}
+# Fields of Method, then fields of SvrOptions.
+SVR_STEPS = {
+    'svr_bias_correction': 'correct the bias field of every stack with N4 (default: yes)',
+    'svr_denoise': 'denoise every slice by non-local means first (default: no)',
+}
+SVR_SWITCHES = {
+    'svr_slice_motion': 'move every slice by itself, not whole stacks only (default: yes)',
+    'svr_robust': 'let slices that contradict all others count less (default: yes)',
 }
 HARMONIZE_FIELDS = (
     'gaussians_per_voxel',
@@ -41,6 +55,8 @@ SUPERRES_FIELDS = {
     **{name: name for name in (*SHARED_SWITCHES, *SUPERRES_SWITCHES)},
 }
 HARMONIZE_SLOPPY = {'gaussians_per_voxel': 0.15, 'scaffold_iterations': 6, 'in_plane_learning': False}
+SVR_FIELDS = {name: name.removeprefix('svr_') for name in SVR_SWITCHES}
+SVR_SLOPPY = {'joint_steps': 2}
 SUPERRES_SLOPPY = {'iterations': 6, **dict.fromkeys((*SHARED_SWITCHES, *SUPERRES_SWITCHES), False)}
 
 
@@ -115,17 +131,30 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     superres = parser.add_argument_group('Options of --recon superres')
     add_superres_model(superres, 'superres-')
     add_switches(superres, SUPERRES_SWITCHES)
+    svr = parser.add_argument_group('Options of --recon svr')
+    add_switches(svr, SVR_STEPS | SVR_SWITCHES)
+    svr.add_argument('--svr-slice-order', choices=SLICE_ORDERS, help=SLICE_ORDER_HELP)
+    svr.add_argument(
+        '--svr-template',
+        metavar='IMAGE|FOLDER',
+        help=f'{TEMPLATE_HELP} (gestational_age in weeks, of participants.tsv or sub-*_sessions.tsv)',
+    )
 
 
 def harmonize_fields(given) -> dict:
     """Fields of HarmonizeOptions that the command line of the BIDS-App sets."""
-    return {name: getattr(given, name) for name in HARMONIZE_FIELDS if getattr(given, name) is not None}
+    return _fields(given, {name: name for name in HARMONIZE_FIELDS})
 
 
 def superres_fields(given) -> dict:
     """Fields of SuperresOptions that the command line of the BIDS-App sets."""
-    return {
-        field: getattr(given, name)
-        for name, field in SUPERRES_FIELDS.items()
-        if getattr(given, name) is not None
-    }
+    return _fields(given, SUPERRES_FIELDS)
+
+
+def svr_fields(given) -> dict:
+    """Fields of SvrOptions that the command line of the BIDS-App sets."""
+    return _fields(given, SVR_FIELDS)
+
+
+def _fields(given, names: dict[str, str]) -> dict:
+    return {field: getattr(given, name) for name, field in names.items() if getattr(given, name) is not None}

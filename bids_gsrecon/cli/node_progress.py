@@ -10,11 +10,14 @@ WEIGHTS = {
     'LearnScaffold': 60,
     'HarmonizeContrast': 60,
     'SuperResolve': 60,
+    'ReconstructStacks': 60,
     'FindBrainMask': 15,
     'RegisterRigid': 15,
     'CorrectBias': 5,
     'HarmonizeReportlets': 5,
+    'PrepareStacks': 5,
     'SuperresReportlets': 5,
+    'SvrReportlets': 5,
     'ReferenceReportlets': 3,
 }
 

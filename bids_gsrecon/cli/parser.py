@@ -16,9 +16,11 @@ from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 from bids_gsrecon.cli.method_options import (
     HARMONIZE_SLOPPY,
     SUPERRES_SLOPPY,
+    SVR_SLOPPY,
     add_methods,
     harmonize_fields,
     superres_fields,
+    svr_fields,
 )
 from bids_gsrecon.cli.resources import available_cpus, available_memory_gb, parse_memory_gb
 from bids_gsrecon.config import Config, Execution, Method, Resources, read_sections
@@ -27,8 +29,9 @@ from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
-exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), or every image by itself
-to isotropic voxels (superres); the group level gathers the figures of merit of all participants in one table."""
+exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
+isotropic voxels (superres), or stacks of slices that moved, as of a fetus, to one volume (svr); the group level
+gathers the figures of merit of all participants in one table."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,7 +197,7 @@ def _add_method(group):
         type=positive_float,
         metavar='MM',
         help='isotropic voxel size of the output (default: the grid of the reference; for superres the finest '
-        'voxel size of each image)',
+        'voxel size of each image, for svr 0.8)',
     )
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], help='where to compute (default: auto)')
     group.add_argument(
@@ -232,6 +235,10 @@ _METHOD = {
     'device': 'device',
     'brain_template': 'brain_template',
     'slice_profile': 'slice_profile',
+    'svr_bias_correction': 'svr_bias_correction',
+    'svr_denoise': 'svr_denoise',
+    'svr_slice_order': 'svr_slice_order',
+    'svr_template': 'svr_template',
 }
 
 
@@ -273,14 +280,17 @@ def _config_from(given) -> Config:
         if getattr(given, argument) is not None:
             setattr(method, name, getattr(given, argument))
     method.reference_chosen = method.reference_chosen or given.reference is not None
-    sloppy = (HARMONIZE_SLOPPY, SUPERRES_SLOPPY) if execution.sloppy else ({}, {})
+    sloppy = (HARMONIZE_SLOPPY, SUPERRES_SLOPPY, SVR_SLOPPY) if execution.sloppy else ({}, {}, {})
     method.harmonize = {**sloppy[0], **method.harmonize, **harmonize_fields(given)}
     method.superres = {**sloppy[1], **method.superres, **superres_fields(given)}
+    method.svr = {**sloppy[2], **method.svr, **svr_fields(given)}
     # The two folders and the level are always those of this command line; absolute, as children change folder.
     execution.bids_dir = str(given.bids_dir.absolute())
     execution.output_dir = str(given.output_dir.absolute())
     execution.analysis_level = given.analysis_level
     execution.work_dir = str(Path(execution.work_dir or 'work').absolute())
+    if method.svr_template:
+        method.svr_template = str(Path(method.svr_template).absolute())
     for name in ('bids_filter_file', 'bids_database_dir'):
         if getattr(execution, name):
             setattr(execution, name, str(Path(getattr(execution, name)).absolute()))
@@ -332,6 +342,8 @@ def _check(config: Config) -> None:
     checks.check_output_spaces(execution.output_spaces, method.reference)
     if method.brain_template != 'auto' and not Path(method.brain_template).is_file():
         raise InputError(f'--brain-template {method.brain_template} is neither "auto" nor a file.')
+    if method.svr_template and not Path(method.svr_template).exists():
+        raise InputError(f'--svr-template {method.svr_template} is neither an image nor a folder of images.')
     if method.device == 'cuda':
         checks.check_cuda()
 

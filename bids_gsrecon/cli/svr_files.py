@@ -17,15 +17,8 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.stacks import SliceStack
 from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
-from bids_gsrecon.interfaces.stack_masks import masks_of_stacks
 from bids_gsrecon.interfaces.stacks import StackFile, read_stack
-from bids_gsrecon.interfaces.svr_checks import (
-    check_memory,
-    check_overlap,
-    contrast_warnings,
-    parallel_warning,
-    without_void_stacks,
-)
+from bids_gsrecon.interfaces.svr_checks import CheckedStacks, check_memory, checked_stacks
 from bids_gsrecon.recon.svr.types import SvrOptions, SvrResult
 
 if TYPE_CHECKING:
@@ -41,26 +34,17 @@ class SvrInputs:
 
     Attributes
     ----------
-    files
+    checked
         The stacks that are used.
     stacks
         The same for the method.
-    mask_sources
-        How the mask of each was obtained.
-    left_out
-        Stacks that show nothing.
-    warnings
-        Sentences for the user, files named.
     template, template_path
         The standard space, where one is wanted.
     """
 
-    files: list[StackFile]
+    checked: CheckedStacks
     stacks: list[SliceStack]
-    mask_sources: list[str]
-    left_out: list[StackFile]
     options: SvrOptions
-    warnings: list[str]
     template: Volume | None = None
     template_path: Path | None = None
 
@@ -107,13 +91,8 @@ def read_inputs(args) -> SvrInputs:
         )
         for number, path in enumerate(args.stacks, 1)
     ]
-    warnings = [f'{file.path}: {remark}.' for file in files for remark in file.remarks]
-    files, left_out, remarks = without_void_stacks(files)
-    check_overlap(files)
-    regions, sources, notes = masks_of_stacks(files, [masks[file.number - 1] for file in files])
-    check_overlap(files, regions)
-    parallel = parallel_warning(files)
-    warnings += [*remarks, *notes, *([parallel] if parallel else []), *contrast_warnings(files, regions)]
+    checked = checked_stacks(files, masks)
+    files = checked.files
     reference = _reference(args, files)
     chosen = {'resolution_mm': args.resolution, 'device': args.device}
     options = SvrOptions(
@@ -123,32 +102,20 @@ def read_inputs(args) -> SvrInputs:
         reference=reference,
         n_threads=args.threads or 0,
     )
-    check_memory(files, regions, options.resolution_mm, available_memory_gb())
-    stacks = [file.stack(mask) for file, mask in zip(files, regions)]
+    check_memory(files, checked.masks, options.resolution_mm, available_memory_gb())
+    stacks = [file.stack(mask) for file, mask in zip(files, checked.masks)]
     template = None if template_path is None else load_volume(template_path)
     if args.poses:
         _check_pose_folder(args.poses, files, stacks, inputs)
     output_image(output, *inputs)
-    return SvrInputs(files, stacks, sources, left_out, options, warnings, template, template_path)
+    return SvrInputs(checked, stacks, options, template, template_path)
 
 
 def oriented(inputs: SvrInputs, result: SvrResult, progress) -> tuple[SvrResult, Orientation]:
     """The result in the space of the template, and how it was found."""
-    from bids_gsrecon.recon.svr.orientation import find_orientation, turned
+    from bids_gsrecon.recon.svr.orientation import turned_to
 
-    volume = Volume(result.image, result.lattice)
-    orientation = find_orientation(volume, result.mask, inputs.template, progress=progress)
-    return turned(result, orientation.motion, inputs.template.lattice), orientation
-
-
-def doubtful(inputs: SvrInputs, orientation: Orientation | None) -> str:
-    """A sentence where the volume may be turned the wrong way, else nothing."""
-    if orientation is None or orientation.is_sure:
-        return ''
-    return (
-        f'{inputs.template_path}: the volume fits it nearly as well when turned otherwise (margin '
-        f'{orientation.margin:.2f}): look at it, or take another template.'
-    )
+    return turned_to(result, inputs.template, progress=progress)
 
 
 def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orientation | None = None) -> Path:
@@ -164,8 +131,8 @@ def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orien
         save_volume(staging / names['mask'], result.mask, affine, dtype=np.uint8)
         save_volume(staging / names['uncertainty'], result.uncertainty, affine)
         save_volume(staging / names['coverage'], result.coverage, affine)
-        (staging / names['slices']).write_text(slices_table(inputs.files, result))
-        (staging / names['stacks']).write_text(stacks_table(inputs.files, result))
+        (staging / names['slices']).write_text(slices_table(inputs.checked.files, result))
+        (staging / names['stacks']).write_text(stacks_table(inputs.checked.files, result))
         if args.save_field:
             from bids_gsrecon.fields.io import save_field
 
@@ -173,7 +140,7 @@ def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orien
         save_json(staging / names['json'], _sidecar(args, inputs, result, orientation))
         if args.poses:
             folder = stack.enter_context(staged(args.poses, earlier_poses(args.poses)))
-            write_poses(folder, inputs.files, result)
+            write_poses(folder, inputs.checked.files, result)
     return output
 
 
@@ -260,44 +227,22 @@ def _reference(args, files: list[StackFile]) -> int | None:
 
 def _sidecar(args, inputs: SvrInputs, result: SvrResult, orientation: Orientation | None) -> dict:
     from bids_gsrecon import __version__
+    from bids_gsrecon.interfaces.svr_outputs import doubt_about, figures_of_merit, space_record, stack_records
 
-    stacks = [
-        {
-            'Number': file.number,
-            'Input': str(file.path),
-            'Mask': source,
-            'SliceAxis': file.axis,
-            'SliceThickness': round(file.thickness_mm, 6),
-            'SliceThicknessSource': file.thickness_source,
-            'SpacingBetweenSlices': round(file.spacing_mm, 6),
-            'SliceOrder': file.order_source,
-        }
-        for file, source in zip(inputs.files, inputs.mask_sources)
-    ]
-    ncc = result.slices.ncc[np.isfinite(result.slices.ncc)]
-    space = {}
+    checked, space = inputs.checked, {}
     if orientation is not None:
-        space = {
-            'Template': str(inputs.template_path),
-            'GestationalAge': args.gestational_age,
-            'TemplateMargin': round(orientation.margin, 4),
-            'ReconstructionToTemplate': orientation.motion.round(9).tolist(),
-        }
+        space = space_record(orientation, inputs.template_path, args.gestational_age)
     return {
         'Description': 'One volume of Gaussians from stacks of slices, each in a pose of its own',
         'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
-        'Stacks': stacks,
-        'StacksLeftOut': [str(file.path) for file in inputs.left_out],
+        'Stacks': stack_records(checked),
+        'StacksLeftOut': [str(file.path) for file in checked.left_out],
         'OutputVoxelSizes': [round(float(v), 6) for v in result.lattice.voxel_sizes_mm],
         **space,
         'RandomSeed': args.random_seed,
         'Options': asdict(inputs.options),
-        'FiguresOfMerit': {
-            'slices': len(result.slices),
-            'slices_excluded': int(result.slices.excluded.sum()),
-            'ncc_mean': round(float(ncc.mean()), 5) if ncc.size else None,
-        },
+        'FiguresOfMerit': figures_of_merit(result),
         'NumberOfGaussians': len(result.field),
         'Seconds': {k: round(float(v), 3) for k, v in result.seconds.items()},
-        'Warnings': [*inputs.warnings, *([doubt] if (doubt := doubtful(inputs, orientation)) else [])],
+        'Warnings': [*checked.warnings, *doubt_about(orientation, inputs.template_path)],
     }

@@ -216,6 +216,38 @@ class PictureSink(SimpleInterface):
         return runtime
 
 
+class _FolderInputSpec(BaseInterfaceInputSpec):
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc='files to put in place')
+    output_dir = traits.Str(mandatory=True, desc='root of the derivative dataset')
+    out_path = traits.Str(mandatory=True, desc='folder below the root; nothing else lies in it')
+
+
+class _FolderOutputSpec(TraitedSpec):
+    out_files = traits.List(File(exists=True), desc='the files in the derivative dataset')
+
+
+class FolderSink(SimpleInterface):
+    """Put many files, names kept, into a folder of their own; what an earlier run left there goes."""
+
+    input_spec = _FolderInputSpec
+    output_spec = _FolderOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime):
+        folder = Path(self.inputs.output_dir) / self.inputs.out_path
+        wanted = {Path(source).name: Path(source) for source in self.inputs.in_files}
+        for name, source in wanted.items():
+            if not same_content(source, folder / name):
+                write_atomically(
+                    folder / name, lambda temporary, file=source: shutil.copyfile(file, temporary)
+                )
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in wanted:
+                path.unlink()
+        self._results['out_files'] = [str(folder / name) for name in wanted]
+        return runtime
+
+
 def write_text(path, text: str) -> None:
     """Write a text file atomically unless it already says the same.
 

@@ -28,12 +28,14 @@ class _ImageInputSpec(BaseInterfaceInputSpec):
     parameters = traits.Dict(desc='further entries of the merit file: profile, thickness, ...')
 
 
-class _OutputSpec(TraitedSpec):
+class PartsOutputSpec(TraitedSpec):
+    """Of every interface that draws."""
+
     out_files = OutputMultiPath(File(exists=True), desc='all reportlets')
     parts = traits.List(traits.Str, desc='what each of them shows: the desc- entity of its name')
 
 
-class _ImageOutputSpec(_OutputSpec):
+class _ImageOutputSpec(PartsOutputSpec):
     before = File(exists=True, desc='the image as acquired')
     interpolated = File(exists=True, desc='the same after linear interpolation')
     after = File(exists=True, desc='the result')
@@ -76,8 +78,10 @@ class HarmonizeReportlets(SimpleInterface):
         from bids_gsrecon.reports import figures
 
         inputs = self.inputs
-        reference, target, result = (_load(p) for p in (inputs.reference, inputs.target, inputs.result))
-        mask = _load(inputs.mask)
+        reference, target, result = (
+            load_picture(p) for p in (inputs.reference, inputs.target, inputs.result)
+        )
+        mask = load_picture(inputs.mask)
         if isdefined(inputs.transform):
             from bids_gsrecon.interfaces.registration import load_itk_transform
 
@@ -93,10 +97,12 @@ class HarmonizeReportlets(SimpleInterface):
         )
         merit = _merit(inputs, target, result)
         if isdefined(inputs.uncertainty):
-            pictures['uncertainty'] = figures.uncertainty_montage(_load(inputs.uncertainty), view, mask)
+            pictures['uncertainty'] = figures.uncertainty_montage(
+                load_picture(inputs.uncertainty), view, mask
+            )
         pictures['residual'] = _residual(inputs, target, mask, merit)
-        contents = {**pictures, 'merit': _json_bytes(merit)}
-        _write_parts(self, contents, Path(runtime.cwd))
+        contents = {**pictures, 'merit': json_bytes(merit)}
+        write_parts(self, contents, Path(runtime.cwd))
         return runtime
 
 
@@ -107,7 +113,7 @@ class _ReferenceReportletsInputSpec(BaseInterfaceInputSpec):
     summary = traits.Dict(desc='what was done in this session; shown at the top of the report')
 
 
-class _ReferenceReportletsOutputSpec(_OutputSpec):
+class _ReferenceReportletsOutputSpec(PartsOutputSpec):
     reference = File(exists=True, desc='the reference; flips with before and after')
     mask = File(exists=True, desc='the reference with the contour of the mask')
     summary = File(exists=True, desc='JSON')
@@ -122,8 +128,8 @@ class ReferenceReportlets(SimpleInterface):
     def _run_interface(self, runtime):
         from bids_gsrecon.reports import figures
 
-        reference, mask = _load(self.inputs.reference), _load(self.inputs.mask)
-        lattice = _load(self.inputs.like).lattice if isdefined(self.inputs.like) else reference.lattice
+        reference, mask = load_picture(self.inputs.reference), load_picture(self.inputs.mask)
+        lattice = load_picture(self.inputs.like).lattice if isdefined(self.inputs.like) else reference.lattice
         view = figures.make_view(lattice, figures.sample_mask(mask, lattice))
         window = figures.intensity_window(reference, figures.sample_mask(mask, reference.lattice))
         contents = {
@@ -131,8 +137,8 @@ class ReferenceReportlets(SimpleInterface):
             'mask': figures.gray_montage(reference, view, window=window, order=0, mask=mask),
         }
         if isdefined(self.inputs.summary):
-            contents['summary'] = _json_bytes(dict(self.inputs.summary))
-        _write_parts(self, contents, Path(runtime.cwd))
+            contents['summary'] = json_bytes(dict(self.inputs.summary))
+        write_parts(self, contents, Path(runtime.cwd))
         return runtime
 
 
@@ -159,26 +165,26 @@ class SuperresReportlets(SimpleInterface):
         from bids_gsrecon.reports import figures
 
         inputs = self.inputs
-        target, result, mask = (_load(p) for p in (inputs.target, inputs.result, inputs.mask))
+        target, result, mask = (load_picture(p) for p in (inputs.target, inputs.result, inputs.mask))
         inside = mask.data > 0.5
         view = figures.make_view(result.lattice, inside)
         window = figures.intensity_window(result, inside)
         merit = _merit(inputs, target, result)
-        proxy = _load(inputs.relaxation_proxy)
+        proxy = load_picture(inputs.relaxation_proxy)
         highest = max(float(np.percentile(proxy.data[inside], 99)) if inside.any() else 1.0, 1e-9)
         contents = {
             **_flips(target, result, view, window),
             'residual': _residual(inputs, target, mask, merit),
             'support': figures.gray_montage(target, view, window=window, order=1, mask=mask),
-            'amplitude': figures.gray_montage(_load(inputs.amplitude), view, window=window),
+            'amplitude': figures.gray_montage(load_picture(inputs.amplitude), view, window=window),
             'relaxationproxy': figures.map_montage(
                 proxy, view, limits=(0.0, highest), label='no unit', mask=mask
             ),
-            'merit': _json_bytes(merit),
+            'merit': json_bytes(merit),
         }
         if isdefined(inputs.summary):
-            contents['summary'] = _json_bytes(dict(inputs.summary))
-        _write_parts(self, contents, Path(runtime.cwd))
+            contents['summary'] = json_bytes(dict(inputs.summary))
+        write_parts(self, contents, Path(runtime.cwd))
         return runtime
 
 
@@ -209,7 +215,7 @@ def _merit(inputs, target, result) -> dict:
     }
 
 
-def _load(path):
+def load_picture(path):
     """A volume for display: masks of ones and empty maps are fine here."""
     import nibabel as nib
 
@@ -224,7 +230,7 @@ def _load(path):
 def _residual(inputs, target, mask, merit) -> bytes:
     from bids_gsrecon.reports import figures
 
-    residual = _inside(_load(inputs.residual), target.lattice, mask)
+    residual = _inside(load_picture(inputs.residual), target.lattice, mask)
     return figures.residual_montage(residual, noise_sigma=_noise_sigma(merit['figures']))
 
 
@@ -249,15 +255,17 @@ def _noise_sigma(figures: dict) -> float | None:
     return None
 
 
-def _json_bytes(content: dict) -> bytes:
+def json_bytes(content: dict) -> bytes:
+    """Content of a JSON part."""
     return (json.dumps(content, indent=2, default=float) + '\n').encode()
 
 
-def _write_parts(interface, contents: dict[str, bytes], folder: Path) -> None:
+def write_parts(interface, contents: dict[str, bytes], folder: Path) -> None:
     """One file per part, the same names in every run; fills the interface's results."""
     paths = {}
     for part, content in contents.items():
-        suffix = 'json' if part in ('merit', 'summary') else 'png'
+        kinds = {b'{': 'json', b'<': 'svg'}
+        suffix = kinds.get(content[:1], 'png')
         paths[part] = folder / f'desc-{part}.{suffix}'
         paths[part].write_bytes(content)
         interface._results[part] = str(paths[part])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -12,12 +14,71 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.foreground import bounding_box
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.stack_contrast import stack_correlations, unlike_stacks
+from bids_gsrecon.interfaces.stack_masks import masks_of_stacks
 from bids_gsrecon.interfaces.stacks import StackFile
 
 PARALLEL_DEG = 15.0
 OVERLAP_STEP_MM = 8.0  # between points at which fields of view are compared
 # First guess, to be measured: pixels and voxels in float32 and float64, with their weights and gradients.
 PIXEL_BYTES, VOXEL_BYTES, PROGRAM_GB = 400, 120, 0.5
+
+
+class Placed(Protocol):
+    """What its header tells about a stack: file, stored axis across the slices, grid."""
+
+    path: Path
+    axis: int
+    lattice: Lattice
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedStacks:
+    """Stacks that can be reconstructed together, and how their masks were found.
+
+    Attributes
+    ----------
+    files
+        The stacks that show something.
+    masks
+        (i, j, k) bool each, as stored.
+    mask_sources
+        How each mask was obtained.
+    left_out
+        Stacks that show nothing.
+    warnings
+        Sentences for the user, files named.
+    """
+
+    files: list[StackFile]
+    masks: list[np.ndarray]
+    mask_sources: list[str]
+    left_out: list[StackFile]
+    warnings: list[str]
+
+
+def checked_stacks(files: Sequence[StackFile], mask_names: Sequence[str | Path | None]) -> CheckedStacks:
+    """Leave void stacks out, find the masks, look for everything that speaks against the rest.
+
+    Parameters
+    ----------
+    files
+        The stacks given, numbered from 1.
+    mask_names
+        The mask file of every stack given, or nothing where it lacks one.
+
+    Raises
+    ------
+    InputError
+        Fewer than two stacks, no overlap, a bad mask, another contrast.
+    """
+    warnings = [f'{file.path}: {remark}.' for file in files for remark in file.remarks]
+    kept, left_out, remarks = without_void_stacks(files)
+    check_overlap(kept)
+    masks, sources, notes = masks_of_stacks(kept, [mask_names[file.number - 1] for file in kept])
+    check_overlap(kept, masks)
+    parallel = parallel_warning(kept)
+    warnings += [*remarks, *notes, *([parallel] if parallel else []), *contrast_warnings(kept, masks)]
+    return CheckedStacks(kept, masks, sources, left_out, warnings)
 
 
 def without_void_stacks(files: Sequence[StackFile]) -> tuple[list[StackFile], list[StackFile], list[str]]:
@@ -46,7 +107,7 @@ def without_void_stacks(files: Sequence[StackFile]) -> tuple[list[StackFile], li
     return kept, void, warnings
 
 
-def check_overlap(files: Sequence[StackFile], masks: Sequence[np.ndarray] | None = None) -> None:
+def check_overlap(files: Sequence[Placed], masks: Sequence[np.ndarray] | None = None) -> None:
     """Raise `InputError` where one stack (the anatomy in it) lies outside the field of view of another."""
     for number, first in enumerate(files):
         step = np.maximum(OVERLAP_STEP_MM // first.lattice.voxel_sizes_mm, 1).astype(int)
@@ -70,14 +131,19 @@ def check_overlap(files: Sequence[StackFile], masks: Sequence[np.ndarray] | None
                 )
 
 
-def parallel_warning(files: Sequence[StackFile]) -> str:
-    """A sentence where all stacks are cut in one direction, else nothing."""
+def are_parallel(files: Sequence[Placed]) -> bool:
+    """Whether all stacks are cut in one direction."""
     normals = []
     for file in files:
         column = file.lattice.affine[:3, file.axis]
         normals.append(column / np.linalg.norm(column))
     cosines = np.abs(np.array(normals) @ np.array(normals).T)
-    if cosines.min() < np.cos(np.radians(PARALLEL_DEG)):
+    return bool(cosines.min() >= np.cos(np.radians(PARALLEL_DEG)))
+
+
+def parallel_warning(files: Sequence[Placed]) -> str:
+    """A sentence where all stacks are cut in one direction, else nothing."""
+    if not are_parallel(files):
         return ''
     names = ', '.join(str(file.path) for file in files)
     return (

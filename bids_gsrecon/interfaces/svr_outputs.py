@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,49 @@ from bids_gsrecon.interfaces.io import save_volume
 from bids_gsrecon.interfaces.stacks import StackFile
 from bids_gsrecon.recon.svr.types import SvrResult
 
+if TYPE_CHECKING:
+    from bids_gsrecon.interfaces.svr_checks import CheckedStacks
+    from bids_gsrecon.recon.svr.orientation import Orientation
+
 POSE_COLUMNS = ('rot_x_deg', 'rot_y_deg', 'rot_z_deg', 'trans_x_mm', 'trans_y_mm', 'trans_z_mm')
+SEEN = 0.5  # slices that see a voxel, by their weights, for it to count as covered
+
+# What the columns of the tables hold, as BIDS wants it in the .json beside a table.
+_STACK_COLUMNS = {
+    'stack': {'Description': 'number of the stack, from 1, in the order of the names of the files'},
+    'file': {'Description': 'file of the stack'},
+}
+_POSE = (
+    "pose of the slice: x' = R x + t in world RAS mm, slice as stored to volume; R as rotation vector "
+    '(rot_*_deg), t as trans_*_mm'
+)
+SLICES_DICTIONARY = {
+    **_STACK_COLUMNS,
+    'slice': {'Description': 'slice as stored, from 0'},
+    'rank': {'Description': 'when it was acquired in its stack, 0 first'},
+    'ncc': {'Description': 'correlation with what the other stacks predict, in the mask'},
+    'weight': {'Description': 'mean weight of its pixels, 0 to 1'},
+    'gain': {'Description': 'its brightness over that of the volume'},
+    'motion_mm': {
+        'Description': 'mean way of its pixels from where the scanner believed them, less the motion of its stack',
+        'Units': 'mm',
+    },
+    'excluded': {
+        'Description': 'whether it counts for next to nothing, or never found its place',
+        'Levels': {'0': 'no', '1': 'yes'},
+    },
+    **{name: {'Description': _POSE, 'Units': 'degree' if 'deg' in name else 'mm'} for name in POSE_COLUMNS},
+}
+STACKS_DICTIONARY = {
+    **_STACK_COLUMNS,
+    'slices': {'Description': 'slices of the stack'},
+    'slices_in_mask': {'Description': 'of these show the anatomy'},
+    'slices_excluded': {'Description': 'of those are excluded'},
+    'ncc_mean': {'Description': 'mean ncc of its slices'},
+    'weight_mean': {'Description': 'mean weight of its slices'},
+    'motion_mean_mm': {'Description': 'mean motion_mm of its slices', 'Units': 'mm'},
+    'motion_max_mm': {'Description': 'largest motion_mm of its slices', 'Units': 'mm'},
+}
 
 
 def slices_table(files: Sequence[StackFile], result: SvrResult) -> str:
@@ -78,6 +121,68 @@ def stacks_table(files: Sequence[StackFile], result: SvrResult) -> str:
             )
         )
     return _table(names, rows)
+
+
+def read_table(path) -> list[dict[str, str]]:
+    """The rows of a table written here."""
+    header, *rows = [line.split('\t') for line in Path(path).read_text().splitlines()]
+    return [dict(zip(header, row)) for row in rows]
+
+
+def figures_of_merit(result: SvrResult) -> dict[str, float | int | None]:
+    """What a reconstruction is judged by, in one number each."""
+    slices, mask = result.slices, result.mask
+    ncc, motion = (column[np.isfinite(column)] for column in (slices.ncc, slices.motion_mm))
+    bright = float(np.median(result.image[mask])) if mask.any() else 0.0
+    figures = {
+        'ncc_mean': _mean(ncc),
+        'excluded_percent': 100 * float(slices.excluded.mean()),
+        'motion_mean_mm': _mean(motion),
+        'motion_max_mm': float(motion.max()) if motion.size else np.nan,
+        'mask_coverage_percent': 100 * _mean(result.coverage[mask] >= SEEN),
+        'uncertainty_percent': 100 * float(np.median(result.uncertainty[mask])) / bright
+        if bright
+        else np.nan,
+    }
+    rounded = {name: round(value, 5) if np.isfinite(value) else None for name, value in figures.items()}
+    return {'slices': len(slices), 'slices_excluded': int(slices.excluded.sum()), **rounded}
+
+
+def stack_records(checked: CheckedStacks) -> list[dict]:
+    """How every stack was understood, for sidecars."""
+    return [
+        {
+            'Number': file.number,
+            'Input': str(file.path),
+            'Mask': source,
+            'SliceAxis': file.axis,
+            'SliceThickness': round(file.thickness_mm, 6),
+            'SliceThicknessSource': file.thickness_source,
+            'SpacingBetweenSlices': round(file.spacing_mm, 6),
+            'SliceOrder': file.order_source,
+        }
+        for file, source in zip(checked.files, checked.mask_sources)
+    ]
+
+
+def space_record(orientation: Orientation, template, gestational_age_weeks: float | None) -> dict:
+    """How a volume was turned to a template, for sidecars."""
+    return {
+        'Template': str(template),
+        'GestationalAge': gestational_age_weeks,
+        'TemplateMargin': round(orientation.margin, 4),
+        'ReconstructionToTemplate': orientation.motion.round(9).tolist(),
+    }
+
+
+def doubt_about(orientation: Orientation | None, template) -> list[str]:
+    """A sentence where the volume may be turned the wrong way, else nothing."""
+    if orientation is None or orientation.is_sure:
+        return []
+    return [
+        f'{template}: the volume fits it nearly as well when turned otherwise (margin '
+        f'{orientation.margin:.2f}): look at it, or take another template.'
+    ]
 
 
 def pose_names(files: Sequence[StackFile], stack_of, slice_of) -> list[str]:

@@ -33,6 +33,31 @@ GLOSSARY = {
     'mask_coverage_percent': Figure(
         'Coverage', '%', 'Share of the mask that the slices reach; beyond them the result is empty.', low=90.0
     ),
+    'ncc_mean': Figure(
+        'Slices against the others',
+        '',
+        'Mean correlation of slices with what the other stacks predict of them, inside the mask: 1 says that '
+        'every slice fits. Low values mean motion that was not found, another contrast, or a wrong mask.',
+        low=0.6,
+    ),
+    'excluded_percent': Figure(
+        'Excluded slices',
+        '%',
+        'Share of the slices that count for next to nothing: signal lost to motion, or their place not found.',
+        high=20.0,
+    ),
+    'motion_mean_mm': Figure(
+        'Motion',
+        'mm',
+        'Mean way of a slice from where the scanner believed it, less that of its whole stack.',
+    ),
+    'motion_max_mm': Figure('Largest motion', 'mm', 'The same, of the slice that moved most.'),
+    'uncertainty_percent': Figure(
+        'Uncertainty',
+        '%',
+        'Median standard deviation of the error, as a share of the median brightness, from what slices disagree '
+        'about and how many see a place.',
+    ),
     'field_to_prior_db': Figure(
         'Field against voxels',
         'dB',
@@ -61,6 +86,62 @@ GLOSSARY = {
         '',
         'Gaussians added where the others do not explain the image: with a reference, what it does not show, '
         'lesions among them.',
+    ),
+}
+
+# Pictures below the figures of merit, in this order: title, and what to look for.
+PICTURES = {
+    'outline': (
+        'The volume and its mask',
+        'The volume with the contour of the anatomy: it is zero outside. Tissue cut off here was missing in the masks '
+        'of the stacks.',
+    ),
+    'motion': (
+        'Motion of every slice',
+        'Where each slice was found, against where the scanner believed it, in the order of acquisition. Smooth curves '
+        'are motion; single peaks are slices that lost their way. Crosses are excluded slices. Translations are those '
+        'of the centre of the anatomy.',
+    ),
+    'slices': (
+        'Slices as acquired and as predicted',
+        'From left to right: the slice (after bias correction), what the volume predicts of it, and the difference. '
+        'The slices that fit the others worst come first, then usual ones. Differences should be noise; anatomy in '
+        'them means a wrong place, lost signal, or motion within the slice.',
+    ),
+    'uncertainty': (
+        'Uncertainty',
+        'The expected error of each voxel, in the units of the image: bright regions deserve caution. Slices disagree '
+        'there or say little; where there is a reference, the result leans on it.',
+    ),
+    'coverage': (
+        'Coverage',
+        'How many slices see a voxel, by their weights. Where it is near zero the volume is guessed from its '
+        'surroundings.',
+    ),
+    'residual': (
+        'What the result does not explain',
+        'Acquired slices minus the slices predicted from the result, on the grid of the acquisition, in units of the '
+        'noise. It should look like noise: anatomy in this picture means motion, misregistration, a wrong slice '
+        'profile, or detail that the model missed.',
+    ),
+    'registration': (
+        'Registration check',
+        'The acquired image with the edges of the reference drawn on it. Edges must follow tissue borders; a lesion '
+        'that the reference does not show has none.',
+    ),
+    'support': (
+        'Where the image was reconstructed',
+        'The acquired image with the contour of its support: inside it the result is made of Gaussians, outside it is '
+        'interpolated.',
+    ),
+    'amplitude': (
+        'Amplitude',
+        'The amplitudes of the Gaussians alone, without the weights by which they prevail over each other.',
+    ),
+    'relaxationproxy': (
+        'Relaxation proxy',
+        'How much a Gaussian prevails over its neighbours. It has no unit and is no relaxation time: one contrast '
+        'holds none.',
     ),
 }
 

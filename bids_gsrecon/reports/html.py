@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bids_gsrecon.reports.glossary import (
+    PICTURES,
     figures_of_merit,
     humanise,
     number,
@@ -28,6 +29,7 @@ SESSION_PARTS = ('reference', 'mask', 'summary')
 FLIP = (
     ('before', 'Acquired', 'as acquired, nearest voxel'),
     ('interpolated', 'Interpolated', 'the same, linear interpolation'),
+    ('mean', 'Mean of stacks', 'all stacks interpolated and averaged, no motion corrected'),
     ('after', 'Result', 'rendered on the output grid'),
     ('reference', 'Reference', 'the isotropic image that gave the anatomy'),
 )
@@ -60,6 +62,23 @@ class Scan:
         return figures_of_merit(self.merit.get('figures', {}))
 
     @property
+    def figures(self) -> list[tuple[str, str, str, str]]:
+        """(part, title, text, data URI) of the pictures that do not flip, the known ones first."""
+        flips = [row[0] for row in FLIP]
+        others = [part for part in self.pictures if part not in PICTURES and part not in flips]
+        rows = [(part, *PICTURES[part]) for part in PICTURES if part in self.pictures]
+        rows += [(part, part.capitalize(), '') for part in others]
+        return [(*row, self.pictures[row[0]]) for row in rows]
+
+    @property
+    def tables(self) -> list[dict]:
+        return self.merit.get('tables', [])
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.merit.get('warnings', [])
+
+    @property
     def parameters(self) -> list[tuple[str, str]]:
         table = {**self.merit.get('parameters', {}), **technical_figures(self.merit.get('figures', {}))}
         return [(humanise(k), number(v)) for k, v in table.items()]
@@ -67,13 +86,15 @@ class Scan:
     @property
     def change(self) -> str:
         """Grid before and after in words."""
-        if 'input_shape' not in self.merit or 'output_shape' not in self.merit:
+        before = self.merit.get('input_text') or self._grid('input')
+        after = self._grid('output')
+        return f'{before} → {after}' if before and after else ''
+
+    def _grid(self, side: str) -> str:
+        if f'{side}_shape' not in self.merit:
             return ''
-        return ' → '.join(
-            f'{"×".join(map(str, self.merit[f"{side}_shape"]))} voxels of '
-            f'{"×".join(f"{v:.2f}".rstrip("0").rstrip(".") for v in self.merit[f"{side}_voxel_mm"])} mm'
-            for side in ('input', 'output')
-        )
+        sizes = '×'.join(f'{v:.2f}'.rstrip('0').rstrip('.') for v in self.merit[f'{side}_voxel_mm'])
+        return f'{"×".join(map(str, self.merit[f"{side}_shape"]))} voxels of {sizes} mm'
 
 
 @dataclass

@@ -41,6 +41,8 @@ def test_defaults(base, dataset, tmp_path):
     assert config.resources.memory_gb > 0
     assert config.method.harmonize == {}
     assert config.method.superres == {}
+    assert config.method.svr == {}
+    assert config.method.svr_bias_correction and not config.method.svr_denoise
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,10 @@ def test_defaults(base, dataset, tmp_path):
         (['--gaussians-per-voxel', '0.5'], 'method', 'harmonize', {'gaussians_per_voxel': 0.5}),
         (['--no_in_plane_learning'], 'method', 'harmonize', {'in_plane_learning': False}),
         (['--no_in_plane_learning'], 'method', 'superres', {'in_plane_learning': False}),
+        (['--no-svr-robust'], 'method', 'svr', {'robust': False}),
+        (['--svr_denoise'], 'method', 'svr_denoise', True),
+        (['--no-svr-bias-correction'], 'method', 'svr_bias_correction', False),
+        (['--svr-slice-order', 'descending'], 'method', 'svr_slice_order', 'descending'),
         (['--superres-model', 'physics'], 'method', 'superres', {'model': 'physics'}),
         (['--superres_iterations', '9'], 'method', 'superres', {'iterations': 9}),
         (['--no-scale-learning'], 'method', 'superres', {'scale_learning': False}),
@@ -155,7 +161,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f'bids_gsrecon {__version__}'
 
 
-@pytest.mark.parametrize('name', ['svr', 'cine', 'm2asr'])
+@pytest.mark.parametrize('name', ['cine', 'm2asr'])
 def test_methods_that_are_not_there_say_so(base, capsys, name):
     assert f'--recon {name}' in fails([*base, '--recon', name], capsys)
 
@@ -175,6 +181,8 @@ def test_methods_that_are_not_there_say_so(base, capsys, name):
         (['--config-file', '/no/such/file'], '/no/such/file'),
         (['--use-plugin', '/no/such/file'], '/no/such/file'),
         (['--brain-template', '/no/such/file'], '/no/such/file'),
+        (['--svr-template', '/no/such/file'], '/no/such/file'),
+        (['--svr-slice-order', 'backwards'], 'backwards'),
         (['--unknown-option'], '--unknown-option'),
     ],
 )

@@ -25,6 +25,7 @@ from tests.bids_datasets import (
     write_thick,
 )
 from tests.helpers import require_program
+from tests.moving_datasets import write_moving
 
 pytestmark = pytest.mark.integration
 FAST = ['--sloppy', '--scaffold-iterations', '2', '--skip-bids-validation', '--mem', '6G']
@@ -239,7 +240,7 @@ def test_wrong_arguments_are_exit_code_2_and_write_nothing(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count('\n') == 1
     assert not list(tmp_path.glob('out/*'))
-    assert run(tmp_path, '--recon', 'svr').returncode == 2
+    assert run(tmp_path, '--recon', 'cine').returncode == 2
 
 
 def test_a_lone_thick_scan_is_super_resolved(tmp_path):
@@ -284,6 +285,51 @@ def test_superres_of_every_kind_of_image_leaves_broken_and_fine_ones(tmp_path):
     made = {path.rsplit('_', 1)[1] for path in results(tmp_path / 'out') if '_desc-sr_' in path}
     assert made == {'T2w.nii.gz', 'FLAIR.nii.gz', 'dwi.nii.gz', 'asl.nii.gz'}
     assert validator_errors(tmp_path / 'out') == []
+
+
+def test_moving_stacks_become_a_volume_and_broken_ones_fail_alone(tmp_path):
+    bids = write_description(tmp_path / 'bids')
+    write_moving(bids, '01', session='a', masks=tmp_path / 'masks', void_share=0.1)
+    truncated = write_moving(bids, '02', n_stacks=2)[1]
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    lost = write_moving(bids, '03', n_stacks=2)[0]
+    image = nib.load(lost)
+    nib.save(nib.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), lost)
+    arguments = ['--recon', 'svr', '--output-resolution', '2', '-d', tmp_path / 'masks']
+    done = run(tmp_path, *arguments, '--nprocs', '2', '--omp-nthreads', '1')
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if 'error: ' in line]
+    assert len(errors) == 2
+    assert truncated.name in errors[0] and 'truncated' in errors[0]
+    assert lost.name in errors[1] and 'NaN' in errors[1]
+    people = last_status(tmp_path / 'out')['participants']
+    assert [people[label]['status'] for label in ('01', '02', '03')] == ['ok', 'failed', 'failed']
+    out = tmp_path / 'out'
+    stem = 'sub-01/ses-a/anat/sub-01_ses-a_rec-svr_desc'
+    assert [name for name in results(out) if '/anat/' in name] == [
+        f'{stem}-brain_mask.nii.gz',
+        f'{stem}-coverage_T2w.nii.gz',
+        f'{stem}-recon_T2w.nii.gz',
+        f'{stem}-uncertainty_T2w.nii.gz',
+    ]
+    sidecar = json.loads((out / f'{stem}-recon_T2w.json').read_text())
+    assert sidecar['SkullStripped'] and sidecar['FiguresOfMerit']['ncc_mean'] > 0.6
+    assert sidecar['Sources'][0] == 'bids:raw:sub-01/ses-a/anat/sub-01_ses-a_run-1_T2w.nii.gz'
+    columns = (out / f'{stem}-slices_T2w.tsv').read_text().splitlines()[0].split('\t')
+    assert list(json.loads((out / f'{stem}-slices_T2w.json').read_text())) == columns
+    poses = out / 'sub-01' / 'ses-a' / 'svr' / 'sub-01_ses-a_rec-svr_T2w'
+    assert len(list(poses.glob('*.tfm'))) == sidecar['FiguresOfMerit']['slices']
+    assert len(list(poses.glob('stack-*_simulated.nii.gz'))) == 3
+    page = (out / 'sub-01.html').read_text()
+    for words in (
+        'Motion of every slice',
+        'Mean of stacks',
+        'Excluded slices',
+        '2603.00145',
+        'image/svg+xml',
+    ):
+        assert words in page
+    assert validator_errors(out) == []
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -111,6 +111,43 @@ def test_only_pictures_of_one_size_flip(output):
     assert [flip[0] for flip in scan.flips] == ['before', 'after']
 
 
+def test_tables_warnings_and_pictures_of_a_volume(output):
+    folder = output / 'sub-01' / 'figures'
+    merit = {
+        'figures': {'ncc_mean': 0.4, 'excluded_percent': 1.0},
+        'input_text': '3 stacks, 60 slices of 3 mm',
+        'output_shape': [9, 9, 9],
+        'output_voxel_mm': [0.8] * 3,
+        'warnings': ['stack <2> has no mask.'],
+        'tables': [
+            {
+                'title': 'Stacks',
+                'text': 'One row each.',
+                'columns': ['Stack', 'NCC'],
+                'rows': [['<a>', '0.91']],
+            },
+            {'title': 'Excluded slices: none', 'text': '', 'columns': ['Stack'], 'rows': []},
+        ],
+    }
+    (folder / 'sub-01_rec-svr_desc-merit_T2w.json').write_text(json.dumps(merit))
+    (folder / 'sub-01_rec-svr_desc-motion_T2w.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (folder / 'sub-01_rec-svr_desc-later_T2w.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    path = write_participant_report(output, '01')
+    page = Page(path.read_text())
+    for words in (
+        '3 stacks, 60 slices of 3 mm → 9×9×9 voxels of 0.8×0.8×0.8 mm',
+        'stack <2> has no mask.',
+        'One row each.',
+        'Excluded slices: none',
+        'Slices against the others 0.4 is below 0.6',
+    ):
+        assert words in page.text
+    cells = [text for text in ('<a>', '0.91') if text in page.text]
+    assert len(cells) == 2
+    assert page.text.index('Motion of every slice') < page.text.index('Later')
+    assert sum(source.startswith('data:image/svg+xml') for source in page.values('src')) == 2
+
+
 def test_errors_are_shown_and_decide_the_verdict(output):
     errors = [
         {

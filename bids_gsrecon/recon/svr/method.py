@@ -78,8 +78,13 @@ def _as_given(result: SvrResult, order: np.ndarray) -> SvrResult:
     rows = np.lexsort((table.index, stack))
     columns = {f.name: getattr(table, f.name)[rows] for f in fields(table)}
     columns['stack'] = stack[rows]
-    predicted = [result.predicted[n] for n in np.argsort(order)]
-    return replace(result, slices=SliceTable(**columns), poses=result.poses[rows], predicted=predicted)
+    return replace(
+        result,
+        slices=SliceTable(**columns),
+        poses=result.poses[rows],
+        predicted=[result.predicted[n] for n in np.argsort(order)],
+        reference=int(order[result.reference]),
+    )
 
 
 @dataclass(eq=False)

@@ -104,6 +104,15 @@ def find_orientation(
     return Orientation(fine.rigid_part(motion), score, margin)
 
 
+def turned_to(
+    result: SvrResult, template: Volume, *, progress: Progress | None = None
+) -> tuple[SvrResult, Orientation]:
+    """The reconstruction in the space of a template (see `turned`), and how that was found."""
+    volume = Volume(result.image, result.lattice)
+    orientation = find_orientation(volume, result.mask, template, progress=progress)
+    return turned(result, orientation.motion, template.lattice), orientation
+
+
 def turned(result: SvrResult, motion: np.ndarray, template: Lattice) -> SvrResult:
     """The reconstruction after a motion (4, 4) into the template's world, on a grid along the template's axes.
 

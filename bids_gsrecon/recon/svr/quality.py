@@ -47,6 +47,7 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
         poses=run.poses,
         slices=slice_table(run, view.pixels, gains, weights),
         predicted=predicted_slices(stacks, everything, image, gains),
+        reference=reference,
         seconds=run.seconds,
     )
 

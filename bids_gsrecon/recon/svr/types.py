@@ -117,6 +117,8 @@ class SvrResult:
         One row per pose.
     predicted
         Per stack (i, j, slice) float32: what the volume predicts at its pixels, gain included; NaN elsewhere.
+    reference
+        Stack whose frame and units the volume has, from 0.
     seconds
         By stage.
     """
@@ -130,4 +132,5 @@ class SvrResult:
     poses: np.ndarray
     slices: SliceTable
     predicted: list[np.ndarray]
+    reference: int
     seconds: dict[str, float] = field(default_factory=dict)

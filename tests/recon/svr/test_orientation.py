@@ -141,7 +141,9 @@ def result_of(image, mask):
     two = np.arange(2)
     table = SliceTable(two, two, two, two + 1.0, two + 1.0, two + 0.5, two + 0.1, two > 5)
     poses = np.stack([np.eye(4), rigid(3)])
-    return SvrResult(image.lattice, image.data, mask, 0.1 * image.data, 2.0 * mask, field, poses, table, [])
+    return SvrResult(
+        image.lattice, image.data, mask, 0.1 * image.data, 2.0 * mask, field, poses, table, [], 0
+    )
 
 
 def test_everything_is_turned_together():
