@@ -77,6 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         '--no-robust', action='store_true', help='let slices that contradict all others count in full'
     )
+    model.add_argument(
+        '--no-self-similarity',
+        action='store_true',
+        help='do not let places that look alike tell each other what noise hid',
+    )
+    model.add_argument(
+        '--residual-field',
+        action='store_true',
+        help='add the published neural residual field (three times the time, no gain measured)',
+    )
     space = parser.add_argument_group('standard space (default: the axes of the reference stack)')
     space.add_argument(
         '--template',
