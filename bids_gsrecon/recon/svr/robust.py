@@ -6,8 +6,8 @@ import numpy as np
 
 from bids_gsrecon.recon.svr.view import View
 
-CAUCHY = 2.5  # scale, of the robust standard deviation of the residuals
-TOLERANCE = 1.0  # excess over the typical residual of a slice at which it counts half
+CAUCHY = 5.0  # scale, of the robust standard deviation of the residuals
+TOLERANCE = 2.0  # excess over the typical residual of a slice at which it counts half
 LEAST = 0.02  # of what is bright: no residual below that is suspect
 
 
