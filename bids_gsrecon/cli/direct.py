@@ -19,6 +19,7 @@ from bids_gsrecon.errors import InputError
 SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
     'superres': 'bids_gsrecon.cli.direct_superres',
+    'cine': 'bids_gsrecon.cli.direct_cine',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
@@ -36,6 +37,10 @@ A first try, in three commands:
 One image alone, on a finer grid:
   gsrecon superres demo/sub-01/anat/sub-01_T2w.nii.gz -o isotropic.nii.gz
 
+A cine with known truth, and its reconstruction:
+  gsrecon simulate cine case.h5 --acceleration 8
+  gsrecon cine case.h5 -o cine.nii.gz
+
 Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
 Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.
 """
@@ -45,7 +50,7 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of ``gsrecon`` (also read by the documentation)."""
     parser = argparse.ArgumentParser(
         prog='gsrecon',
-        description='MRI reconstruction with explicit Gaussians, on single NIfTI files.',
+        description='MRI reconstruction with explicit Gaussians, on single files.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
