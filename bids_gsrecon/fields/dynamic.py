@@ -79,8 +79,9 @@ class DynamicField2D:
     def dynamic_parameters(self, rows=None) -> np.ndarray:
         """(T, D, 7) at rows (T, K) of the basis (default: the frames)."""
         rows = self.basis if rows is None else np.asarray(rows, np.float32)
-        moving = (rows @ self.modes.reshape(len(self.modes), -1)).reshape(len(rows), self.n_dynamic, -1)
-        return self.clipped(self.base[None, : self.n_dynamic] + moving)
+        n_modes, n_dynamic, n_parameters = self.modes.shape
+        moving = rows @ self.modes.reshape(n_modes, n_dynamic * n_parameters)
+        return self.clipped(self.base[None, :n_dynamic] + moving.reshape(len(rows), n_dynamic, n_parameters))
 
     def clipped(self, parameters: np.ndarray) -> np.ndarray:
         """In place: widths of Gaussians (..., 7) not below `min_width`."""

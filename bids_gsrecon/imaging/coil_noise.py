@@ -103,6 +103,9 @@ def estimate_noise(
         notes.append(f'{int(dead.sum() + silent.sum())} of {n_coils} coils show no signal')
     covariance = covariance[np.ix_(alive, alive)]
     if sigma is not None:
+        ratio = sigma / _size(covariance)
+        if not 1 / DISAGREEMENT < ratio < DISAGREEMENT:
+            notes.append(f'the noise given is {ratio:.2f} times what the {source} says')
         covariance = covariance * (sigma**2 / _size(covariance) ** 2)
         source = 'given'
     whitening = np.zeros((len(alive), n_coils), np.complex64)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bids_gsrecon.imaging.coil_noise import NoiseModel, estimate_noise
 from bids_gsrecon.imaging.ismrmrd_files import REVERSE, RawFile
+from bids_gsrecon.imaging.line_checks import suspicious_lines
 from bids_gsrecon.imaging.sense import centred_fft, centred_ifft
 
 CALIBRATION_WIDTH = 24
@@ -15,8 +16,6 @@ CALIBRATION_WIDTH = 24
 MIN_CALIBRATION_LINES = 6
 MAX_COILS = 12
 KEPT_ENERGY = 0.9995
-# A line whose energy is so many times above or below that of its neighbours in k-space is not used.
-ENERGY_RATIO = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +59,11 @@ class CineKSpace:
     def mask(self) -> np.ndarray:
         """(T, ky) bool: lines that were acquired."""
         return self.weights > 0
+
+    def without(self, lines: np.ndarray) -> CineKSpace:
+        """The same data less ``lines`` (T, ky) bool."""
+        keep = ~lines
+        return replace(self, hybrid=self.hybrid * keep[:, None, None], weights=self.weights * keep)
 
     @property
     def acceleration(self) -> float:
@@ -158,10 +162,13 @@ def cine_slices(
     for number in np.unique(heads['idx']['slice']):
         mine = heads['idx']['slice'] == number
         hybrid, count = _sorted_lines(inside[mine], frames[mine], line[mine], n_frames, n_y)
-        hybrid, count, dropped = _without_outliers(hybrid, count)
+        bad, doubtful = suspicious_lines(hybrid, count > 0)
+        hybrid, count = hybrid * ~bad[:, None, None, :], np.where(bad, 0, count).astype(np.float32)
         notes = list(noise.notes)
-        if dropped:
-            notes.append(f'{dropped} lines differ wildly from their neighbours and were left out')
+        if bad.any():
+            notes.append(f'{int(bad.sum())} lines differ wildly from those of other frames and were left out')
+        if doubtful:
+            notes.append(f'{doubtful} strong lines differ between frames as hearts hardly do')
         _check_coverage(count, n_y)
         hybrid, turn = _compress(hybrid, count)
         to_file = np.linalg.pinv(turn @ noise.whitening) / noise.scale
@@ -193,8 +200,6 @@ def retrospective(kspace: CineKSpace, acceleration: float, pattern) -> CineKSpac
     ValueError
         The data are not fully sampled.
     """
-    from dataclasses import replace
-
     share = float(kspace.mask.mean())
     if share < 0.85:
         raise ValueError(
@@ -202,7 +207,7 @@ def retrospective(kspace: CineKSpace, acceleration: float, pattern) -> CineKSpac
         )
     n_frames, n_lines = kspace.weights.shape
     keep = pattern(n_lines, n_frames, max(1, round(n_lines / acceleration))) & kspace.mask
-    return replace(kspace, hybrid=kspace.hybrid * keep[:, None, None], weights=kspace.weights * keep)
+    return kspace.without(~keep)
 
 
 def _full_echoes(heads, samples, n_encoded):
@@ -272,27 +277,6 @@ def _sorted_lines(samples, frames, line, n_frames, n_y):
         np.add.at(total, (frames, line), samples)
         total /= np.maximum(count, 1)[:, :, None, None]
     return np.ascontiguousarray(total.transpose(0, 2, 3, 1)), count
-
-
-def _without_outliers(hybrid, count):
-    """Leave out lines whose energy has nothing to do with that of the same lines in other frames."""
-    energy = (np.abs(hybrid) ** 2).mean((1, 2))
-    energy[count == 0] = np.nan
-    n_y = energy.shape[1]
-    typical = np.full(n_y, np.nan)
-    for y in range(n_y):
-        near = energy[:, max(0, y - 1) : y + 2]
-        if np.isfinite(near).sum() >= 3:
-            typical[y] = np.nanmedian(near)
-    with np.errstate(invalid='ignore'):
-        # 2 is the energy of noise alone; below a few times that, a line says too little to be judged.
-        bad = (energy > ENERGY_RATIO * np.maximum(typical, 4.0)) | (
-            (energy < typical / ENERGY_RATIO) & (typical > 16.0)
-        )
-    if not bad.any():
-        return hybrid, count, 0
-    count = np.where(bad, 0, count).astype(np.float32)
-    return hybrid * ~bad[:, None, None, :], count, int(bad.sum())
 
 
 def _check_coverage(count, n_y):

@@ -20,8 +20,6 @@ MODE_SCALES = (1.0, 0.3, 0.3)
 MOMENTS = (0.9, 0.99)
 # After the first half the steps shrink to this.
 LAST_STEP = 0.1
-# Well below the noise, the model describes the noise.
-OVERFIT = 0.6
 
 
 class CineFit:
@@ -73,14 +71,14 @@ class CineFit:
         laplacian = neighbour_laplacian(field.base[:n_dynamic, :2])
         mode_scales = self._by_parameter(MODE_SCALES)
         adam = [
-            _Adam(field.base, self._by_parameter(BASE_STEPS)),
-            _Adam(field.modes, self._by_parameter(MODE_STEPS)),
+            Adam(field.base, self._by_parameter(BASE_STEPS)),
+            Adam(field.modes, self._by_parameter(MODE_STEPS)),
         ]
         orders = 1.0 + np.arange(n_modes) // 2
         tie = (self.smoothness * self.series.n_frames * orders**2)[:, None, None] / mode_scales**2
         tie = tie.astype(np.float32)
         if self.learn_basis:
-            adam.append(_Adam(field.basis, BASIS_STEP))
+            adam.append(Adam(field.basis, BASIS_STEP))
         for step in range(n_steps):
             late = max(0.0, step - 0.5 * n_steps) / max(0.5 * n_steps, 1)
             gradients, chi2 = self._gradients()
@@ -93,8 +91,6 @@ class CineFit:
             for width in (2, 4):
                 np.maximum(field.base[:, width], field.min_width, out=field.base[:, width])
             report(step + 1, n_steps)
-            if chi2 < OVERFIT:
-                break
         return self.chi2()
 
     def _by_parameter(self, three) -> np.ndarray:
@@ -126,20 +122,21 @@ class CineFit:
             self.still[0] = self.planes.sum(0)
             self.still.base[..., self.series.shape[1] :] = 0
             base[n_dynamic:] = splat_gradient(field.static_parameters(), self.still)[0]
-        flat = by_frame.reshape(len(by_frame), -1)
+        flat = by_frame.reshape(len(by_frame), n_dynamic * base.shape[1])
         modes = (field.basis.T @ flat).reshape(field.modes.shape)
-        basis = flat @ field.modes.reshape(n_modes, -1).T
+        basis = flat @ field.modes.reshape(n_modes, flat.shape[1]).T
         return [base, modes, basis], power / self.series.n_samples
 
 
-class _Adam:
-    """Kingma and Ba 2015, in place."""
+class Adam:
+    """Kingma and Ba 2015, in place on ``values``; ``steps`` broadcasts to them."""
 
     def __init__(self, values, steps):
         self.values, self.steps = values, steps
         self.first, self.second, self.count = np.zeros_like(values), np.zeros_like(values), 0
 
-    def step(self, gradient, factor):
+    def step(self, gradient: np.ndarray, factor: float) -> None:
+        """One step, its size times ``factor``."""
         self.count += 1
         self.first += (1 - MOMENTS[0]) * (gradient - self.first)
         self.second += (1 - MOMENTS[1]) * (gradient * gradient - self.second)

@@ -7,16 +7,23 @@ import numpy as np
 from bids_gsrecon.imaging.sense import SenseSeries
 
 RIDGE, MEAN_RIDGE = 0.05, 1e-3
+# A line is out of place if its residual is so many times that of its neighbourhood and so large a share of itself.
+OUTLIER_FACTOR, OUTLIER_SHARE = 5.0, 0.25
 
 
 def fourier_basis(n_frames: int, n_harmonics: int) -> np.ndarray:
-    """(T, 2 J) cosines and sines of the first J harmonics, of mean square 1 (fewer where T frames hold fewer)."""
+    """(T, 2 J) cosines and sines of the first J harmonics, of mean square 1 (fewer where T frames hold fewer).
+
+    The highest harmonic of an even number of frames is a cosine alone.
+    """
     times = np.arange(n_frames) / n_frames
     columns = [
         np.sqrt(2.0) * wave(2 * np.pi * order * times)
         for order in range(1, min(n_harmonics, (n_frames - 1) // 2) + 1)
         for wave in (np.cos, np.sin)
     ]
+    if n_frames % 2 == 0 and n_harmonics >= n_frames // 2:
+        columns.append((-1.0) ** np.arange(n_frames))
     return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((n_frames, 0), np.float32)
 
 
@@ -60,15 +67,35 @@ def subspace_sense(series: SenseSeries, basis: np.ndarray, *, n_iterations: int 
 def outlier_lines(series: SenseSeries, images: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(T, ky) bool: acquired lines that contradict ``images`` (T, x, y) as no line of their neighbourhood does.
 
-    Motion that the images miss shows in all frames of a line; a spike or a lost echo in one.
+    Such a line differs from its prediction by much of its own energy, and by far more than other frames do around
+    there: motion that the images miss shows in all frames of a line, a spike or a lost echo in one. Of every line
+    of k-space at least one acquisition stays, and of every frame at least two lines.
     """
-    power = np.full(weights.shape, np.nan)
+    residual, energy = np.full(weights.shape, np.nan), np.zeros(weights.shape)
     for t, (lines, values) in enumerate(zip(series.lines, series.residual_power(images))):
-        power[t, lines] = values.mean(0) / 2.0
+        residual[t, lines] = values.mean(0) / 2.0
+        measured = (np.abs(series.data[t]) ** 2).reshape(series.shape[0], series.n_coils, -1).mean(
+            (0, 1)
+        ) / 2.0
+        energy[t, lines] = measured[: len(lines)]
     bad = np.zeros(weights.shape, bool)
     for y in range(weights.shape[1]):
-        near = power[:, max(0, y - 2) : y + 3]
+        near = residual[:, max(0, y - 2) : y + 3]
         if np.isfinite(near).sum() >= 4:
+            usual = max(float(np.nanmedian(near)), 1.0)
             with np.errstate(invalid='ignore'):
-                bad[:, y] = power[:, y] > 10.0 * max(float(np.nanmedian(near)), 1.0)
-    return bad
+                bad[:, y] = (residual[:, y] > OUTLIER_FACTOR * usual) & (
+                    residual[:, y] > OUTLIER_SHARE * energy[:, y]
+                )
+    return bad & ~_needed(bad, residual)
+
+
+def _needed(bad, residual):
+    """(T, ky) bool: the least contradicting of lines and frames that would lose all others."""
+    rank = np.where(np.isfinite(residual), residual, np.inf)
+    acquired, needed = np.isfinite(residual), np.zeros(bad.shape, bool)
+    for y in np.flatnonzero(acquired.any(0) & ~(acquired & ~bad).any(0)):
+        needed[np.argmin(rank[:, y]), y] = True
+    for t in np.flatnonzero((acquired & ~bad).sum(1) < 2):
+        needed[t, np.argsort(rank[t])[:2]] = True
+    return needed & acquired
