@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--harmonics', type=positive_int, metavar='N', help='of the beat, at the start (default: 2)'
     )
     model.add_argument(
-        '--iterations', type=positive_int, metavar='N', help='steps (default: 150; free: 7500)'
+        '--iterations', type=positive_int, metavar='N', help='steps (default: 120; free: 7500)'
     )
     model.add_argument(
         '--not-periodic', action='store_true', help='the last frame is not followed by the first'

@@ -27,9 +27,9 @@ from bids_gsrecon.recon.cine.types import CineOptions, CineResult
 from bids_gsrecon.recon.cine.verdict import judge
 from bids_gsrecon.recon.progress import Progress
 
-STEPS = 150
+STEPS = 120
 # chi^2 above which more Gaussians move, and above which drift and a further harmonic are added.
-MORE_MOTION, MORE_MODES = 1.15, 1.5
+MORE_MOTION, MORE_MODES = 1.3, 1.3
 FALL_BACK_ACTIVITY = 0.1
 
 
@@ -149,6 +149,6 @@ def _moving(base, activity, threshold):
 
 
 def _further_modes(n_frames, n_modes):
-    """Drift, and the next harmonic."""
-    orders = n_modes // 2 + 1
+    """Drift, and the next harmonic (long series: the next few)."""
+    orders = max((n_modes + 1) // 2 + 1, n_frames // 12)
     return np.concatenate([drift_basis(n_frames), fourier_basis(n_frames, orders)[:, n_modes:]], 1)

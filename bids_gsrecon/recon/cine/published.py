@@ -23,6 +23,7 @@ from bids_gsrecon.recon.cine.types import CineOptions, CineResult
 from bids_gsrecon.recon.cine.verdict import judge
 
 STEPS, STEP_SIZE, STRENGTH, HDR_EPS = 7500, 1e-3, 1e-4, 1e-2
+MOMENTS = (0.9, 0.999)
 PRUNE_EVERY, SMALLEST_WIDTH, DIMMEST = 500, 0.2, 5e-3
 
 
@@ -124,7 +125,7 @@ class FreeFit:
         length = STEP_SIZE * max(self.series.shape) / 2.0
         bright = float(np.percentile(np.hypot(self.base[:, 5], self.base[:, 6]), 95))
         steps = np.array([length] * 5 + [STEP_SIZE * bright] * 2, np.float32)
-        self._adam = (Adam(self.base, steps), Adam(self.motion, length))
+        self._adam = (Adam(self.base, steps, MOMENTS), Adam(self.motion, length, MOMENTS))
 
 
 def _regulariser(motion):
