@@ -163,6 +163,17 @@ def save_cine(path, slices: list[DynamicField2D], metadata: dict | None = None) 
     return path
 
 
+def is_cine(path) -> bool:
+    """Whether the file is one that `save_cine` wrote."""
+    import h5py
+
+    try:
+        with h5py.File(path, 'r') as file:
+            return file.attrs.get('format') == FORMAT
+    except OSError:
+        return False
+
+
 def load_cine(path) -> tuple[list[DynamicField2D], dict]:
     """Fields and metadata of a file that `save_cine` wrote.
 

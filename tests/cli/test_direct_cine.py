@@ -66,6 +66,24 @@ def test_two_slices_with_everything(folder, capsys):
     assert nib.load(out).shape == (48, 37, 1, 6)
 
 
+def test_the_model_is_sampled_at_any_time_and_pixel_size(folder):
+    out = folder / 'again.nii.gz'
+    assert main(['cine', str(folder / 'two.h5'), '-o', str(out), '--iterations', '20']) == 0
+    model, finer = str(folder / 'again_model.h5'), folder / 'finer.nii.gz'
+    same = folder / 'same.nii.gz'
+    assert main(['sample', model, '-o', str(same)]) == 0
+    first, second = nib.load(out), nib.load(same)
+    np.testing.assert_allclose(second.affine, first.affine, atol=1e-5)
+    np.testing.assert_allclose(second.get_fdata(), first.get_fdata(), atol=1e-3 * first.get_fdata().max())
+    assert main(['sample', model, '-o', str(finer), '--frames', '12', '--resolution', '3.75']) == 0
+    third = nib.load(finer)
+    assert third.shape == (96, 74, 2, 12) and third.header.get_zooms()[3] == pytest.approx(0.02)
+    # Cells of half the size over the same field of view: their mean is the coarse pixel, but for the curvature.
+    halves = third.get_fdata()[:, :, :, ::2].reshape(48, 2, 37, 2, 2, 6).mean((1, 3))
+    assert np.corrcoef(halves.ravel(), first.get_fdata().ravel())[0, 1] > 0.99
+    assert main(['sample', model, '-o', str(finer), '--like', str(out)]) == 2
+
+
 def test_retrospective_undersampling(folder):
     out = folder / 'retro.nii.gz'
     assert main(['cine', str(folder / 'full.h5'), '-o', str(out), '--retro-R', '3', '6']) == 0
