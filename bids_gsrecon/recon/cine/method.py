@@ -26,6 +26,7 @@ from bids_gsrecon.recon.cine.subspace import drift_basis, fourier_basis, outlier
 from bids_gsrecon.recon.cine.types import CineOptions, CineResult
 from bids_gsrecon.recon.cine.verdict import judge
 from bids_gsrecon.recon.progress import Progress
+from bids_gsrecon.solvers.blas_threads import single_threaded_blas
 
 STEPS = 120
 # chi^2 above which more Gaussians move, and above which drift and a further harmonic are added.
@@ -60,7 +61,7 @@ def reconstruct_cine(
     """
     options = options or CineOptions()
     report = progress or (lambda stage, done, total: None)
-    with thread_limit(options.n_threads):
+    with thread_limit(options.n_threads), single_threaded_blas():
         if options.model == 'free':
             from bids_gsrecon.recon.cine.published import reconstruct_free
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numba
 import numpy as np
 import pytest
 
@@ -70,6 +71,13 @@ def test_better_than_the_linear_reconstruction(beating, result):
 def test_same_seed_same_bits(beating, result):
     again = reconstruct_cine(beating[0])
     assert np.array_equal(again.images, result.images)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason='numba was started with one thread')
+def test_any_number_of_threads_gives_the_same_bits(beating, result):
+    for n_threads in (1, 2):
+        again = reconstruct_cine(beating[0], CineOptions(n_threads=n_threads))
+        assert np.array_equal(again.images, result.images)
 
 
 def test_the_field_is_the_images_and_can_be_sampled_anywhere(result):
