@@ -27,21 +27,10 @@ def suspicious_lines(hybrid: np.ndarray, acquired: np.ndarray) -> tuple[np.ndarr
     frames by more than hearts move. Where two frames disagree and there is no third, nobody can tell which is right.
     """
     energy = np.where(acquired, (np.abs(hybrid) ** 2).mean((1, 2)), np.nan)
-    n_y = energy.shape[1]
-    typical = np.full(n_y, np.nan)
-    for y in range(n_y):
-        near = energy[:, max(0, y - 1) : y + 2]
-        if np.isfinite(near).sum() >= 3:
-            typical[y] = np.nanmedian(near)
-    with np.errstate(invalid='ignore'):
-        # 2 is the energy of noise alone; below a few times that, a line says too little to be judged.
-        bad = (energy > ENERGY_RATIO * np.maximum(typical, 4.0)) | (
-            energy < 0.1 * np.nanquantile(energy, 0.2)
-        )
-        bad |= (energy < typical / ENERGY_RATIO) & (typical > 8.0 * ENERGY_RATIO)
+    bad = _of_another_size(energy)
     doubtful = 0
     strongest = np.nanmax(np.where(bad, np.nan, energy))
-    for y in range(n_y):
+    for y in range(energy.shape[1]):
         frames = np.flatnonzero(acquired[:, y] & ~bad[:, y])
         if len(frames) < 2:
             continue
@@ -59,3 +48,29 @@ def suspicious_lines(hybrid: np.ndarray, acquired: np.ndarray) -> tuple[np.ndarr
         elif apart.any():
             doubtful += 1
     return bad, doubtful
+
+
+def _of_another_size(energy):
+    """(T, ky) bool: empty, or far from its neighbourhood and from any other acquisition of the same line.
+
+    Near a sharp centre of k-space a line differs from its neighbours, but as its own acquisitions do; where most of
+    those are wrong, one that is right still tells.
+    """
+    n_y = energy.shape[1]
+    with np.errstate(invalid='ignore'):
+        bad = energy < 0.1 * np.nanquantile(energy, 0.2)
+    for y in range(n_y):
+        near = energy[:, max(0, y - 1) : y + 2]
+        if np.isfinite(near).sum() < 3:
+            continue
+        # 2 is the energy of noise alone; below a few times that, a line says too little to be judged.
+        typical = float(np.nanmedian(near))
+        for t in np.flatnonzero(np.isfinite(energy[:, y])):
+            others = np.delete(energy[:, y], t)
+            others = others[np.isfinite(others) & ~np.delete(bad[:, y], t)]
+            low, high = (others.min(), others.max()) if len(others) else (typical, typical)
+            own = energy[t, y]
+            strong = own > ENERGY_RATIO * max(typical, low, 4.0)
+            weak = own < min(typical, high) / ENERGY_RATIO and typical > 8.0 * ENERGY_RATIO
+            bad[t, y] |= strong or weak
+    return bad

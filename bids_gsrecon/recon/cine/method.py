@@ -24,7 +24,7 @@ from bids_gsrecon.recon.cine.initial import PIXELS_PER_GAUSSIAN, activity_map, p
 from bids_gsrecon.recon.cine.prepare import Prepared, prepare
 from bids_gsrecon.recon.cine.subspace import drift_basis, fourier_basis, outlier_lines
 from bids_gsrecon.recon.cine.types import CineOptions, CineResult
-from bids_gsrecon.recon.cine.verdict import judge
+from bids_gsrecon.recon.cine.verdict import judge, unexplained_share
 from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.solvers.blas_threads import single_threaded_blas
 
@@ -97,9 +97,11 @@ def _reconstruct(kspace, options, seed, report) -> CineResult:
     notes = list(kspace.notes)
     if dropped:
         notes.append(f'{dropped} lines contradict all others and were left out')
-    verdict, reasons = judge(chi2, kspace.acceleration, rung, notes)
+    unexplained = unexplained_share(ready.series, chi2)
+    verdict, reasons = judge(chi2, unexplained, kspace.acceleration, rung, notes)
     figures = {
         'chi2': chi2,
+        'unexplained_share': unexplained,
         'acceleration': kspace.acceleration,
         'gaussians': field.n_gaussians,
         'moving_gaussians': field.n_dynamic,

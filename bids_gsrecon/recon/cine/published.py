@@ -20,7 +20,7 @@ from bids_gsrecon.recon.cine.fit import Adam
 from bids_gsrecon.recon.cine.initial import PIXELS_PER_GAUSSIAN, activity_map, place, solve_amplitudes
 from bids_gsrecon.recon.cine.prepare import prepare
 from bids_gsrecon.recon.cine.types import CineOptions, CineResult
-from bids_gsrecon.recon.cine.verdict import judge
+from bids_gsrecon.recon.cine.verdict import judge, unexplained_share
 
 STEPS, STEP_SIZE, STRENGTH, HDR_EPS = 7500, 1e-3, 1e-4, 1e-2
 MOMENTS = (0.9, 0.999)
@@ -46,9 +46,11 @@ def reconstruct_free(kspace: CineKSpace, options: CineOptions, *, seed: int, pro
     scale = np.float32(kspace.scale)
     fit.base[:, 5:] *= scale
     field = fit.field(options.periodic)
-    verdict, reasons = judge(chi2, ready.kspace.acceleration, 0, kspace.notes)
+    unexplained = unexplained_share(series, chi2)
+    verdict, reasons = judge(chi2, unexplained, ready.kspace.acceleration, 0, kspace.notes)
     figures = {
         'chi2': chi2,
+        'unexplained_share': unexplained,
         'acceleration': ready.kspace.acceleration,
         'gaussians': field.n_gaussians,
         'moving_gaussians': field.n_dynamic,

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from bids_gsrecon.imaging.sense import SenseSeries
 from bids_gsrecon.recon.cine.types import VERDICTS
 
 CHI2_CHECK, CHI2_REFUSE, CHI2_LOW = 1.3, 2.0, 0.5
+# With little noise chi^2 finds faults that no eye sees: only those of this share of the signal condemn a result.
+UNEXPLAINED_REFUSE = 0.005
 MAX_ACCELERATION, REFUSED_ACCELERATION = 16.5, 24.5
 
 
-def judge(chi2: float, acceleration: float, rung: int, notes) -> tuple[str, tuple[str, ...]]:
+def judge(
+    chi2: float, unexplained: float, acceleration: float, rung: int, notes
+) -> tuple[str, tuple[str, ...]]:
     """Verdict (one of `VERDICTS`) and its reasons.
 
     Parameters
     ----------
     chi2
         Mean squared residual in units of the noise.
+    unexplained
+        From `unexplained_share`.
     acceleration
         Lines of k-space over lines of a frame.
     rung
@@ -29,10 +38,11 @@ def judge(chi2: float, acceleration: float, rung: int, notes) -> tuple[str, tupl
         level = max(level, to)
         reasons.append(reason)
 
-    if not chi2 <= CHI2_REFUSE:
+    if not chi2 <= CHI2_REFUSE and not unexplained < UNEXPLAINED_REFUSE:
         lower(2, f'chi^2 is {chi2:.2f}: the model does not describe the data')
     elif chi2 > CHI2_CHECK:
-        lower(1, f'chi^2 is {chi2:.2f}: something moves or changes that the model does not follow')
+        share = f'{100 * unexplained:.2g} % of the signal'
+        lower(1, f'chi^2 is {chi2:.2f}: something moves or changes that the model does not follow ({share})')
     elif chi2 < CHI2_LOW:
         lower(1, f'chi^2 is {chi2:.2f}: the noise was taken for larger than it is')
     if acceleration > REFUSED_ACCELERATION:
@@ -44,3 +54,10 @@ def judge(chi2: float, acceleration: float, rung: int, notes) -> tuple[str, tupl
     for note in notes:
         lower(1, note)
     return VERDICTS[level], tuple(reasons)
+
+
+def unexplained_share(series: SenseSeries, chi2: float) -> float:
+    """Power of the data beyond noise that the model misses, as a share of their power beyond noise."""
+    noise = float(series.n_samples)
+    signal = float(np.vdot(series.data, series.data).real) - noise
+    return max(0.0, chi2 - 1.0) * noise / signal if signal > 0 else float('inf')

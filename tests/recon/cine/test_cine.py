@@ -268,15 +268,16 @@ def test_regulariser_is_the_gradient_of_the_norms():
 @pytest.mark.parametrize(
     'arguments, verdict',
     [
-        ((1.0, 8, 0, ()), 'trust'),
-        ((1.4, 8, 0, ()), 'check'),
-        ((2.5, 8, 0, ()), 'do not use'),
-        ((float('nan'), 8, 0, ()), 'do not use'),
-        ((0.3, 8, 0, ()), 'check'),
-        ((1.0, 20, 0, ()), 'check'),
-        ((1.0, 30, 0, ()), 'do not use'),
-        ((1.0, 8, 2, ()), 'check'),
-        ((1.0, 8, 0, ('a coil is dead',)), 'check'),
+        ((1.0, 0.0, 8, 0, ()), 'trust'),
+        ((1.4, 0.002, 8, 0, ()), 'check'),
+        ((2.5, 0.02, 8, 0, ()), 'do not use'),
+        ((2.5, 0.001, 8, 0, ()), 'check'),
+        ((float('nan'), float('nan'), 8, 0, ()), 'do not use'),
+        ((0.3, 0.0, 8, 0, ()), 'check'),
+        ((1.0, 0.0, 20, 0, ()), 'check'),
+        ((1.0, 0.0, 30, 0, ()), 'do not use'),
+        ((1.0, 0.0, 8, 2, ()), 'check'),
+        ((1.0, 0.0, 8, 0, ('a coil is dead',)), 'check'),
     ],
 )
 def test_verdicts(arguments, verdict):
