@@ -46,8 +46,13 @@ def reconstruct_free(kspace: CineKSpace, options: CineOptions, *, seed: int, pro
     scale = np.float32(kspace.scale)
     fit.base[:, 5:] *= scale
     field = fit.field(options.periodic)
+    # Measured: 8 dB below the default model at R = 8, at a chi^2 that would pass.
+    notes = (
+        *kspace.notes,
+        'with a motion of its own for every frame, chi^2 cannot tell a fit from an overfit',
+    )
     unexplained = unexplained_share(series, chi2)
-    verdict, reasons = judge(chi2, unexplained, ready.kspace.acceleration, 0, kspace.notes)
+    verdict, reasons = judge(chi2, unexplained, ready.kspace.acceleration, 0, notes)
     figures = {
         'chi2': chi2,
         'unexplained_share': unexplained,

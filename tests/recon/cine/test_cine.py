@@ -146,7 +146,7 @@ def test_a_drifting_body_is_followed_or_told(tmp_path):
 
 def test_the_published_model_runs_and_fits(beating):
     done = reconstruct_cine(beating[0], CineOptions(model='free', iterations=60, loss='l2'))
-    assert done.field.modes.shape[0] == N_FRAMES
+    assert done.field.modes.shape[0] == N_FRAMES and done.verdict != 'trust'
     np.testing.assert_allclose(done.field.render(SHAPE), done.images, atol=1e-4 * np.abs(done.images).max())
     assert evaluate_series(done.images, beating[1].truth)['psnr'] > 22
 
