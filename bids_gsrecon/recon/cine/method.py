@@ -153,5 +153,5 @@ def _moving(base, activity, threshold):
 
 def _further_modes(n_frames, n_modes):
     """Drift, and the next harmonic (long series: the next few)."""
-    orders = max((n_modes + 1) // 2 + 1, n_frames // 12)
+    orders = max((n_modes + 1) // 2 + 1, n_frames // 8)
     return np.concatenate([drift_basis(n_frames), fourier_basis(n_frames, orders)[:, n_modes:]], 1)
