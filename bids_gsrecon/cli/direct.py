@@ -20,6 +20,7 @@ SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
     'superres': 'bids_gsrecon.cli.direct_superres',
     'svr': 'bids_gsrecon.cli.direct_svr',
+    'cine': 'bids_gsrecon.cli.direct_cine',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
@@ -41,6 +42,10 @@ Stacks of slices that moved:
   gsrecon svr moved/stack-1.nii.gz moved/stack-2.nii.gz moved/stack-3.nii.gz
   --masks moved/mask-1.nii.gz moved/mask-2.nii.gz moved/mask-3.nii.gz -o volume.nii.gz --resolution 1
 
+A cine with known truth, and its reconstruction:
+  gsrecon simulate cine case.h5 --acceleration 8
+  gsrecon cine case.h5 -o cine.nii.gz
+
 Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
 Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.
 """
@@ -50,7 +55,7 @@ def get_parser() -> argparse.ArgumentParser:
     """The command line of ``gsrecon`` (also read by the documentation)."""
     parser = argparse.ArgumentParser(
         prog='gsrecon',
-        description='MRI reconstruction with explicit Gaussians, on single NIfTI files.',
+        description='MRI reconstruction with explicit Gaussians, on single files.',
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -3,17 +3,18 @@
 gsrecon simulate slices IN OUT --axis 2 --factor 5     slices five voxels thick along the third stored axis
 gsrecon simulate coarse IN OUT --factor 2              voxels twice as large along every axis
 gsrecon simulate stacks IN OUTDIR --mask M --in-plane 1 --thickness 3    three stacks of slices that moved
+gsrecon simulate cine OUT.h5 --acceleration 8          raw data of a beating heart
 """
 
 from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli import simulate_stacks
+from bids_gsrecon.cli import simulate_cine, simulate_stacks
 from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float, seed_number
 from bids_gsrecon.errors import InputError
 
-SUMMARY = 'thick slices, coarse voxels or moving stacks out of a good image, with true headers'
+SUMMARY = 'thick slices, coarse voxels, moving stacks or cine k-space with known truth, with true headers'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stacks = kinds.add_parser('stacks', help='stacks of thick slices, each of which moved')
     simulate_stacks.add_arguments(stacks)
 
+    cine = kinds.add_parser('cine', help='undersampled multi-coil k-space of a beating heart (ISMRMRD)')
+    simulate_cine.add_arguments(cine)
+
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -76,7 +80,12 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Simulate, write, and say what was written."""
-    kinds = {'slices': _run_slices, 'coarse': _run_coarse, 'stacks': simulate_stacks.run}
+    kinds = {
+        'slices': _run_slices,
+        'coarse': _run_coarse,
+        'stacks': simulate_stacks.run,
+        'cine': simulate_cine.run,
+    }
     return kinds[args.kind](args)
 
 

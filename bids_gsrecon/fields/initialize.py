@@ -42,7 +42,7 @@ def sample_by_detail(
     gradient = np.minimum(gradient, 4.0 * gradient.mean() + 1e-30)
     density = flat_share + (1.0 - flat_share) * gradient / (gradient.mean() + 1e-30)
     density *= n_gaussians / density.sum()
-    order = np.argsort(_morton(where), kind='stable')
+    order = np.argsort(morton(where), kind='stable')
     cumulative = np.cumsum(density[order])
     rng = np.random.default_rng(seed)
     marks = (np.arange(n_gaussians) + rng.uniform()) * cumulative[-1] / n_gaussians
@@ -66,10 +66,10 @@ def sample_by_detail(
     )
 
 
-def _morton(indices: np.ndarray) -> np.ndarray:
-    """Morton (z-order) code of non-negative voxel indices (n, 3) below 2^20."""
+def morton(indices: np.ndarray) -> np.ndarray:
+    """Morton (z-order) code of non-negative pixel or voxel indices (n, 2 or 3) below 2^20."""
     code = np.zeros(len(indices), np.uint64)
-    for axis in range(3):
+    for axis in range(indices.shape[1]):
         x = indices[:, axis].astype(np.uint64)
         for shift, mask in (
             (32, 0x1F00000000FFFF),

@@ -174,11 +174,16 @@ def load_scaffold(path, reference: Volume):
     return scaffold
 
 
-def save_volume(path, data, affine, *, dtype=np.float32) -> Path:
-    """Write ``data`` (i, j, k[, t]) as NIfTI with both forms set to ``affine``; appears atomically."""
+def save_volume(path, data, affine, *, dtype=np.float32, frame_time_s: float | None = None) -> Path:
+    """Write ``data`` (i, j, k[, t]) as NIfTI with both forms set to ``affine``; appears atomically.
+
+    ``frame_time_s``: time between the volumes of a series.
+    """
     path = Path(path)
     image = nib.Nifti1Image(np.asarray(data, dtype=dtype), np.asarray(affine, dtype=np.float64))
-    image.header.set_xyzt_units('mm')
+    image.header.set_xyzt_units('mm', None if frame_time_s is None else 'sec')
+    if frame_time_s is not None:
+        image.header.set_zooms((*image.header.get_zooms()[:3], frame_time_s))
     image.set_sform(affine, code='scanner')
     image.set_qform(affine, code='scanner')
     write_atomically(path, lambda temporary: nib.save(image, temporary))
