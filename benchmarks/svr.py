@@ -51,6 +51,7 @@ MOTIONS = {
     'none': {'rotation_deg': 0.0, 'translation_mm': 0.0},
     'small': {'rotation_deg': 3.0, 'translation_mm': 1.2},
     'large': {'rotation_deg': 8.0, 'translation_mm': 5.0},
+    'peaks': {'rotation_deg': 22.0, 'translation_mm': 12.0},  # 30 degrees and 16 mm at their largest
     'jumps': {'rotation_deg': 30.0, 'translation_mm': 16.0, 'motion': 'jerks'},
 }
 METHODS = {

@@ -31,6 +31,10 @@ from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import NOISE_SMOOTHNESS, noise_variance, self_similar, solve_volume
 
 PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
+# Grid spacing (of the final one), slices that move together, rounds at most: large motion is found in large packets on
+# coarse grids, again and again, as every volume that slices are compared with gets better.
+PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
+QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
 RESCUES = (3, 5, 7)  # rounds after which slices that lost their way are looked for
 RESCUED = 0.95  # of the squared error, that a slice must get rid of to be moved
@@ -149,11 +153,19 @@ class _Reconstruction:
             self.poses, _ = problem.refine(self.poses, pixels.stack_of, n_steps=6)
 
     def _align_packets(self):
-        for number, size in enumerate((4, 2)):
-            self.report('aligning packets of slices', number, 2)
-            pixels, lattice = self.level(3 * self.options.resolution_mm)
-            problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
-            self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=4)
+        for level, (voxels, size, most) in enumerate(PACKETS):
+            spacing = voxels * self.options.resolution_mm
+            for _ in range(most):
+                self.report('aligning packets of slices', level, len(PACKETS))
+                pixels, lattice = self.level(spacing)
+                problem = PoseProblem(
+                    pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
+                )
+                before = pixels.placed(self.poses)
+                self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=5)
+                way = np.linalg.norm(pixels.placed(self.poses) - before, axis=1)
+                if way.mean() < QUIET * spacing:
+                    break
 
     def _align_slices(self):
         image = None
