@@ -25,6 +25,8 @@ class Recon:
         ``module:function`` of its ``init_*_wf`` (one session).
     results
         ``module:function`` that names the images a session must have made, below the output folder.
+    on_gpu
+        It can compute on a GPU.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Recon:
     planner: str = ''
     builder: str = ''
     results: str = ''
+    on_gpu: bool = True
 
     @property
     def runnable(self) -> bool:
@@ -62,7 +65,14 @@ RECONS = {
             'bids_gsrecon.workflows.svr:init_svr_session_wf',
             'bids_gsrecon.workflows.outputs_svr:session_results',
         ),
-        Recon('cine', 'cardiac cine series from undersampled k-space'),
+        Recon(
+            'cine',
+            'cardiac cine series from undersampled k-space',
+            'bids_gsrecon.workflows.plan_cine:plan_sessions',
+            'bids_gsrecon.workflows.cine:init_cine_session_wf',
+            'bids_gsrecon.workflows.outputs_cine:session_results',
+            on_gpu=False,
+        ),
         Recon('m2asr', 'reference-guided super-resolution at any scale by a trained network'),
     )
 }
