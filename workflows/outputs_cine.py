@@ -5,6 +5,8 @@ BIDS has no name for any of them: all lie in a folder ``cine``, which is in .bid
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 from nipype.interfaces import utility as niu
@@ -68,6 +70,18 @@ TABLES = {
 def session_results(config: Config, session: CineSession) -> list[Path]:
     """Images that a session must have made, below the output folder."""
     return [image_path(target, 'magnitude') for target in session.targets]
+
+
+def session_verdicts(config: Config, session: CineSession) -> list[str]:
+    """Trust, check or do not use, and why, of every series that was made."""
+    sentences = []
+    for target in session.targets:
+        sidecar = config.output_dir / image_path(target, 'magnitude').with_suffix('').with_suffix('.json')
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(sidecar.read_text())
+            why = f' ({"; ".join(known["Reasons"][:3])})' if known['Reasons'] else ''
+            sentences.append(f'{target.name.stem()}: {known["Verdict"]}{why}')
+    return sentences
 
 
 def image_path(target: CineTarget, part: str) -> Path:

@@ -363,6 +363,9 @@ def test_kspace_becomes_series_and_broken_files_fail_alone(tmp_path):
     assert lost.name in errors[1] and 'NaN' in errors[1]
     out = tmp_path / 'out'
     people = last_status(out)['participants']
+    for label, stem in (('01', 'sub-01_ses-a_run-1'), ('02', 'sub-02')):
+        (said,) = people[label]['verdicts']
+        assert said.startswith(f'{stem}_cine: ') and f'bids_gsrecon: {said}\n' in done.stdout
     assert [people[label]['status'] for label in ('01', '02')] == ['failed', 'ok']
     made = results(out)
     first = 'sub-01/ses-a/cine/sub-01_ses-a_run-1_part-mag_desc-recon_cine.nii.gz'

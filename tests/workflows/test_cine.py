@@ -3,7 +3,7 @@
 import pytest
 
 from bids_gsrecon.cli.build import build
-from bids_gsrecon.cli.outcome import missing_results
+from bids_gsrecon.cli.outcome import collect_outcomes, missing_results
 from bids_gsrecon.recon.cine.types import CineOptions
 from tests.bids_datasets import sink_paths, write_image
 from tests.cine_cases import write_kspace
@@ -95,3 +95,17 @@ def test_methods_text_says_what_was_done(kspace, config):
     assert '[@' not in text and 'regions' not in text and 'undersampled (R' not in text
     other = build(config('--cine-model', 'free', '--retro-R', '4', '8')).boilerplate
     assert 'as published' in other and 'few temporal modes' not in other and '(R = 4, 8)' in other
+
+
+def test_the_verdict_is_read_from_what_was_written(kspace, root, config):
+    import json
+
+    write_kspace(root, session='a', entities='_run-2')
+    settings = config()
+    plan = build(settings).plans[0]
+    sidecar = settings.output_dir / f'{STEM}_part-mag_desc-recon_cine.json'
+    sidecar.parent.mkdir(parents=True)
+    sidecar.write_text(json.dumps({'Verdict': 'do not use', 'Reasons': ['chi^2 is 9.00', 'R = 30']}))
+    outcome = collect_outcomes(settings, [plan], ran=True)[0]
+    assert outcome.verdicts == ['sub-01_ses-a_run-1_cine: do not use (chi^2 is 9.00; R = 30)']
+    assert collect_outcomes(settings, [plan], ran=False)[0].verdicts == []
