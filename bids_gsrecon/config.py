@@ -76,6 +76,8 @@ class Method:
     harmonize: dict[str, Any] = field(default_factory=dict)  # fields of HarmonizeOptions that were set
     superres: dict[str, Any] = field(default_factory=dict)  # fields of SuperresOptions that were set
     svr: dict[str, Any] = field(default_factory=dict)  # fields of SvrOptions that were set
+    cine: dict[str, Any] = field(default_factory=dict)  # fields of CineOptions that were set
+    cine_retro: list[float] = field(default_factory=list)  # factors by which full data are undersampled
     svr_bias_correction: bool = True
     svr_denoise: bool = False
     svr_slice_order: str = ''  # empty: by SliceTiming, else interleaved

@@ -116,7 +116,12 @@ def _query_value(value):
 
 
 def find_derivative(
-    folders: dict[str, str], participant: str, session: str | None, pattern: str
+    folders: dict[str, str],
+    participant: str,
+    session: str | None,
+    pattern: str,
+    *,
+    datatype: str = 'anat',
 ) -> Path | None:
     """First file of a participant (and session) that matches ``pattern`` in given derivatives.
 
@@ -126,6 +131,6 @@ def find_derivative(
     for folder in folders.values():
         root = Path(folder) / f'sub-{participant}'
         if session is not None:
-            wanted += sorted(root.glob(f'ses-{session}/anat/{pattern}'))
-        wanted += sorted(root.glob(f'anat/{pattern}'))
+            wanted += sorted(root.glob(f'ses-{session}/{datatype}/{pattern}'))
+        wanted += sorted(root.glob(f'{datatype}/{pattern}'))
     return wanted[0] if wanted else None

@@ -24,6 +24,7 @@ BIDSIGNORE = (
     '*_desc-slices_*',
     '*_desc-stacks_*',
     'svr',
+    'cine',
     'group_*',
     '.tmp-*',
 )

@@ -13,6 +13,7 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces.bids import BidsName
 from bids_gsrecon.interfaces.headers import read_header
+from bids_gsrecon.interfaces.kspace_files import kspace_files
 from bids_gsrecon.workflows.collect import collect_files, make_layout
 from bids_gsrecon.workflows.plan_harmonize import Roles, find_roles
 from bids_gsrecon.workflows.plan_superres import is_anisotropic
@@ -25,17 +26,21 @@ from bids_gsrecon.workflows.registry import RECONS, not_runnable_message, sessio
 def plan_participants(config: Config, filters: dict[str, dict]) -> list[ParticipantPlan]:
     """A plan for every participant of the run, also for those that were asked for and do not exist."""
     execution = config.execution
-    layout = make_layout(config.bids_dir, execution.participant_label, execution.bids_database_dir)
+    layout = None
+    if config.method.recon != 'cine':  # which takes nothing that BIDS knows
+        layout = make_layout(config.bids_dir, execution.participant_label, execution.bids_database_dir)
     plans = []
     for label in execution.participant_label:
-        files = collect_files(
-            layout,
-            label,
-            sessions=execution.session_label,
-            filters=filters,
-            reference=config.method.reference,
-            parts_of_maps=config.method.recon == 'superres',
-        )
+        files = []
+        if layout is not None:
+            files = collect_files(
+                layout,
+                label,
+                sessions=execution.session_label,
+                filters=filters,
+                reference=config.method.reference,
+                parts_of_maps=config.method.recon == 'superres',
+            )
         plans.append(plan_participant(config, label, files))
     for label in execution.unknown_participants:
         error = f'sub-{label} is not in {config.bids_dir}: correct --participant-label.'
@@ -57,6 +62,10 @@ def plan_participant(config: Config, participant: str, files: list[Path]) -> Par
         plan.errors.append(f'sub-{participant}: {plan.reason}. {not_runnable_message(recon)}')
         return plan
     plan.recon = recon
+    if recon == 'cine':  # broken images are no reason to fail
+        plan.messages, plan.errors = plan.errors, []
+    elif config.method.recon == 'auto' and (raw := _kspace(config, participant)):
+        plan.messages.append(f'it has k-space too ({raw}), which --recon cine would reconstruct')
     session_planner(recon)(config, plan, scans)
     return plan
 
@@ -71,8 +80,8 @@ def _choose_recon(config: Config, participant: str, scans: list[Scan]) -> tuple[
     is_fine = any(not scan.header.is_thick for scan in roles.chosen.values())
     if roles.others and roles.chosen and (is_fine or method.reference_chosen):
         return exam
-    if list(config.bids_dir.glob(f'sourcedata/sub-{participant}/**/cmr/*_cine.*')):
-        return 'cine', 'it has k-space under sourcedata, which suits --recon cine'
+    if raw := _kspace(config, participant):
+        return 'cine', f'no isotropic {suffix} with further contrasts, but k-space under sourcedata ({raw})'
     if not method.reference_chosen and (sets := full_sets(scans)):
         numbers = ', '.join(f'{len(stacks)} {stacks[0].name.suffix}' for stacks in sets)
         return 'svr', f'no isotropic {suffix}, but stacks of thick slices in different directions ({numbers})'
@@ -82,6 +91,12 @@ def _choose_recon(config: Config, participant: str, scans: list[Scan]) -> tuple[
     if scans and lone and all(is_anisotropic(scan) for scan in scans):
         return 'superres', f'a lone anisotropic scan ({_kinds(scans)})'
     return 'harmonize', 'no other method fits the data'
+
+
+def _kspace(config: Config, participant: str) -> str:
+    """How many files of k-space there are, in words; empty: none."""
+    files = kspace_files(config.bids_dir, participant, config.execution.session_label)
+    return f'{len(files)} cine file{"s" if len(files) > 1 else ""}' if files else ''
 
 
 def _kinds(scans: list[Scan]) -> str:

@@ -25,6 +25,10 @@ class Recon:
         ``module:function`` of its ``init_*_wf`` (one session).
     results
         ``module:function`` that names the images a session must have made, below the output folder.
+    verdicts
+        ``module:function`` that reads what the method says of its own results, one sentence each; empty: nothing.
+    on_gpu
+        It can compute on a GPU.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Recon:
     planner: str = ''
     builder: str = ''
     results: str = ''
+    verdicts: str = ''
+    on_gpu: bool = True
 
     @property
     def runnable(self) -> bool:
@@ -62,7 +68,15 @@ RECONS = {
             'bids_gsrecon.workflows.svr:init_svr_session_wf',
             'bids_gsrecon.workflows.outputs_svr:session_results',
         ),
-        Recon('cine', 'cardiac cine series from undersampled k-space'),
+        Recon(
+            'cine',
+            'cardiac cine series from undersampled k-space',
+            'bids_gsrecon.workflows.plan_cine:plan_sessions',
+            'bids_gsrecon.workflows.cine:init_cine_session_wf',
+            'bids_gsrecon.workflows.outputs_cine:session_results',
+            verdicts='bids_gsrecon.workflows.outputs_cine:session_verdicts',
+            on_gpu=False,
+        ),
         Recon('m2asr', 'reference-guided super-resolution at any scale by a trained network'),
     )
 }
@@ -90,6 +104,11 @@ def session_builder(name: str):
 def session_results(name: str):
     """``session_results(config, session)`` of a runnable method."""
     return _function(RECONS[name].results)
+
+
+def session_verdicts(name: str):
+    """``session_verdicts(config, session)`` of a runnable method."""
+    return _function(RECONS[name].verdicts) if RECONS[name].verdicts else lambda config, session: []
 
 
 def _function(where: str):

@@ -57,6 +57,7 @@ def build(config: Config) -> Build:
     from bids_gsrecon.workflows.base import init_bids_gsrecon_wf
     from bids_gsrecon.workflows.boilerplate import write_boilerplate
     from bids_gsrecon.workflows.plan import plan_participants
+    from bids_gsrecon.workflows.registry import RECONS
 
     apply_nipype_settings(config)
     filter_file = config.execution.bids_filter_file
@@ -66,6 +67,8 @@ def build(config: Config) -> Build:
         workflow = init_bids_gsrecon_wf(config=config, plans=plans)
         boilerplate = write_boilerplate(workflow.visit_desc())
         device = config.method.device
+        if not any(RECONS[plan.recon].on_gpu for plan in plans if plan.sessions):
+            device = 'cpu'
         backend = available_backends()[-1] if device == 'auto' else device
     return Build(plans, workflow, boilerplate, backend)
 

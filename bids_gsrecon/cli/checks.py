@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.kspace_files import kspace_files, kspace_participants
 
 VALIDATOR = 'bids-validator-deno'
 VALIDATOR_SECONDS = 30  # a large dataset must not delay every job of an array
@@ -64,8 +65,12 @@ def _check_writable(folder: Path, role: str) -> None:
         ) from error
 
 
-def find_participants(bids_dir: Path, wanted: list[str]) -> tuple[list[str], list[str]]:
+def find_participants(
+    bids_dir: Path, wanted: list[str], *, with_kspace: bool = False
+) -> tuple[list[str], list[str]]:
     """Labels to process and labels asked for that the dataset does not have.
+
+    ``with_kspace``: a participant may have nothing but k-space under ``sourcedata``.
 
     Raises
     ------
@@ -73,6 +78,8 @@ def find_participants(bids_dir: Path, wanted: list[str]) -> tuple[list[str], lis
         Not a BIDS dataset, or it has none of the wanted participants.
     """
     found = sorted(path.name.removeprefix('sub-') for path in bids_dir.glob('sub-*') if path.is_dir())
+    if with_kspace:
+        found = sorted({*found, *kspace_participants(bids_dir)})
     if not found:
         raise InputError(f'{bids_dir} has no sub-* folder: give the root of a BIDS dataset.')
     if not wanted:
@@ -90,7 +97,9 @@ def check_sessions(config: Config) -> None:
     """``--session-label`` names sessions that at least one of the participants has."""
     for session in config.execution.session_label:
         labels = config.execution.participant_label
-        if not any((config.bids_dir / f'sub-{label}' / f'ses-{session}').is_dir() for label in labels):
+        folders = [config.bids_dir / f'sub-{label}' / f'ses-{session}' for label in labels]
+        raw = [kspace_files(config.bids_dir, label, [session]) for label in labels]
+        if not any(folder.is_dir() for folder in folders) and not any(raw):
             raise InputError(f'no participant has a session ses-{session}: correct --session-label.')
 
 

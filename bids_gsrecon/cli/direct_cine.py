@@ -17,10 +17,9 @@ from __future__ import annotations
 import argparse
 
 from bids_gsrecon.cli.arguments import positive_float, positive_int
-from bids_gsrecon.cli.method_options import add_seed_and_threads
+from bids_gsrecon.cli.method_options import add_cine_model, add_seed_and_threads
 
 SUMMARY = 'cine from undersampled multi-coil k-space (ISMRMRD)'
-CINE_MODELS = ('auto', 'free')
 CINE_LOSSES = ('hdr', 'l2')
 
 
@@ -40,28 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--sigma', type=positive_float, metavar='S', help='noise of the raw samples (default: estimated)'
     )
     data.add_argument('--roi', metavar='LABELS', help='regions on the output grid: signal over time')
-    data.add_argument(
-        '--retro-R',
-        type=positive_float,
-        nargs='+',
-        metavar='R',
-        help='also undersample fully sampled data by R',
-    )
     model = parser.add_argument_group('model')
-    model.add_argument(
-        '--model',
-        choices=CINE_MODELS,
-        default='auto',
-        help='auto: few temporal modes, adapted by chi^2 (default); free: every frame by itself, as published',
-    )
+    add_cine_model(model)
     model.add_argument(
         '--gaussians', type=positive_int, metavar='N', help='how many (default: by the support)'
     )
     model.add_argument(
         '--harmonics', type=positive_int, metavar='N', help='of the beat, at the start (default: 2)'
-    )
-    model.add_argument(
-        '--iterations', type=positive_int, metavar='N', help='steps (default: 120; free: 7500)'
     )
     model.add_argument(
         '--not-periodic', action='store_true', help='the last frame is not followed by the first'
@@ -78,10 +62,11 @@ def run(args: argparse.Namespace) -> str:
     """Read, reconstruct, write; the verdict line."""
     import time
 
-    from bids_gsrecon.cli.cine_files import read_inputs, retro_rows, write_outputs
+    from bids_gsrecon.cli.cine_files import read_inputs, write_outputs
     from bids_gsrecon.cli.progress import ProgressBar
     from bids_gsrecon.errors import about
     from bids_gsrecon.interfaces.cine_io import worst_verdict
+    from bids_gsrecon.interfaces.cine_outputs import retro_rows
     from bids_gsrecon.recon.cine import reconstruct_cine
 
     started = time.monotonic()
@@ -91,7 +76,10 @@ def run(args: argparse.Namespace) -> str:
             reconstruct_cine(one, inputs.options, seed=args.random_seed, progress=progress)
             for one in inputs.slices
         ]
-        retro = retro_rows(args, inputs, progress)
+        accelerations = args.retro_R or ()
+        retro = retro_rows(
+            inputs.slices, accelerations, inputs.options, seed=args.random_seed, progress=progress
+        )
     write_outputs(args, inputs, results, retro)
     verdict, reasons = worst_verdict(results)
     n_x, n_y = inputs.slices[0].hybrid.shape[2:]

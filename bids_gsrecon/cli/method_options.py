@@ -8,6 +8,7 @@ from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 
 # The choices are repeated here because a command line must not load the numerics; a test compares them.
 SUPERRES_MODELS = ('auto', 'physics')
+CINE_MODELS = ('auto', 'free')
 VOXEL_PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
 SLICE_ORDERS = ('interleaved', 'interleaved-second', 'interleaved-reversed', 'ascending', 'descending')
 SLICE_PROFILE_HELP = (
@@ -41,6 +42,8 @@ SVR_SWITCHES = {
     'svr_slice_motion': 'move every slice by itself, not whole stacks only (default: yes)',
     'svr_robust': 'let slices that contradict all others count less (default: yes)',
 }
+# Fields of CineOptions.
+CINE_SWITCHES = {'cine_periodic': 'the last frame of a beat is followed by the first (default: yes)'}
 HARMONIZE_FIELDS = (
     'gaussians_per_voxel',
     'scaffold_iterations',
@@ -60,6 +63,10 @@ SVR_SLOPPY = {'joint_steps': 2}
 SUPERRES_SLOPPY = {'iterations': 6, **dict.fromkeys((*SHARED_SWITCHES, *SUPERRES_SWITCHES), False)}
 
 
+CINE_FIELDS = {name: name.removeprefix('cine_') for name in ('cine_model', 'cine_iterations', *CINE_SWITCHES)}
+CINE_SLOPPY = {'iterations': 10, 'fall_back': False}
+
+
 def add_switches(group, switches: dict[str, str]) -> None:
     """``--name`` and ``--no-name`` for every switch; None unless given."""
     for name, text in switches.items():
@@ -77,6 +84,25 @@ def add_superres_model(group, prefix: str = '') -> None:
     )
     group.add_argument(
         f'--{prefix}iterations', type=positive_int, metavar='N', help='steps on the geometry of the Gaussians'
+    )
+
+
+def add_cine_model(group, prefix: str = '') -> None:
+    """Model and number of steps of cine, and the trial on full data; ``prefix`` as above."""
+    group.add_argument(
+        f'--{prefix}model',
+        choices=CINE_MODELS,
+        help='auto: few temporal modes, adapted by chi^2 (default); free: every frame by itself, as published',
+    )
+    group.add_argument(
+        f'--{prefix}iterations', type=positive_int, metavar='N', help='steps (default: 120; free: 7500)'
+    )
+    group.add_argument(
+        '--retro-R',
+        type=positive_float,
+        nargs='+',
+        metavar='R',
+        help='also undersample fully sampled data by R, and compare',
     )
 
 
@@ -139,6 +165,9 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         metavar='IMAGE|FOLDER',
         help=f'{TEMPLATE_HELP} (gestational_age in weeks, of participants.tsv or sub-*_sessions.tsv)',
     )
+    cine = parser.add_argument_group('Options of --recon cine')
+    add_cine_model(cine, 'cine-')
+    add_switches(cine, CINE_SWITCHES)
 
 
 def harmonize_fields(given) -> dict:
@@ -154,6 +183,11 @@ def superres_fields(given) -> dict:
 def svr_fields(given) -> dict:
     """Fields of SvrOptions that the command line of the BIDS-App sets."""
     return _fields(given, SVR_FIELDS)
+
+
+def cine_fields(given) -> dict:
+    """Fields of CineOptions that the command line of the BIDS-App sets."""
+    return _fields(given, CINE_FIELDS)
 
 
 def _fields(given, names: dict[str, str]) -> dict:

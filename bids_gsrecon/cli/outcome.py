@@ -41,6 +41,8 @@ class Outcome:
         What was chosen, why, and what else there is to know.
     report
         The HTML page.
+    verdicts
+        What the method says of its own results.
     """
 
     participant: str
@@ -51,6 +53,7 @@ class Outcome:
     reason: str = ''
     messages: list[str] = field(default_factory=list)
     report: str = ''
+    verdicts: list[str] = field(default_factory=list)
 
 
 def collect_outcomes(config: Config, plans: list[ParticipantPlan], *, ran: bool) -> list[Outcome]:
@@ -87,9 +90,16 @@ def collect_outcomes(config: Config, plans: list[ParticipantPlan], *, ran: bool)
                 plan.recon,
                 plan.reason,
                 plan.messages,
+                verdicts=_verdicts(config, plan) if ran else [],
             )
         )
     return outcomes
+
+
+def _verdicts(config: Config, plan: ParticipantPlan) -> list[str]:
+    from bids_gsrecon.workflows.registry import session_verdicts
+
+    return [text for session in plan.sessions for text in session_verdicts(plan.recon)(config, session)]
 
 
 def missing_results(config: Config, plan: ParticipantPlan) -> list[str]:

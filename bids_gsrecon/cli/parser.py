@@ -14,10 +14,12 @@ from bids_gsrecon import __version__
 from bids_gsrecon.cli import checks
 from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 from bids_gsrecon.cli.method_options import (
+    CINE_SLOPPY,
     HARMONIZE_SLOPPY,
     SUPERRES_SLOPPY,
     SVR_SLOPPY,
     add_methods,
+    cine_fields,
     harmonize_fields,
     superres_fields,
     svr_fields,
@@ -30,8 +32,9 @@ from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
 exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
-isotropic voxels (superres), or stacks of slices that moved, as of a fetus, to one volume (svr); the group level
-gathers the figures of merit of all participants in one table."""
+isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), or undersampled k-space
+of a beating heart (ISMRMRD, under sourcedata) to a series (cine); the group level gathers the figures of merit of all
+participants in one table."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -235,6 +238,7 @@ _METHOD = {
     'device': 'device',
     'brain_template': 'brain_template',
     'slice_profile': 'slice_profile',
+    'retro_R': 'cine_retro',
     'svr_bias_correction': 'svr_bias_correction',
     'svr_denoise': 'svr_denoise',
     'svr_slice_order': 'svr_slice_order',
@@ -280,10 +284,14 @@ def _config_from(given) -> Config:
         if getattr(given, argument) is not None:
             setattr(method, name, getattr(given, argument))
     method.reference_chosen = method.reference_chosen or given.reference is not None
-    sloppy = (HARMONIZE_SLOPPY, SUPERRES_SLOPPY, SVR_SLOPPY) if execution.sloppy else ({}, {}, {})
-    method.harmonize = {**sloppy[0], **method.harmonize, **harmonize_fields(given)}
-    method.superres = {**sloppy[1], **method.superres, **superres_fields(given)}
-    method.svr = {**sloppy[2], **method.svr, **svr_fields(given)}
+    for name, sloppy, fields in (
+        ('harmonize', HARMONIZE_SLOPPY, harmonize_fields),
+        ('superres', SUPERRES_SLOPPY, superres_fields),
+        ('svr', SVR_SLOPPY, svr_fields),
+        ('cine', CINE_SLOPPY, cine_fields),
+    ):
+        quick = sloppy if execution.sloppy else {}
+        setattr(method, name, {**quick, **getattr(method, name), **fields(given)})
     # The two folders and the level are always those of this command line; absolute, as children change folder.
     execution.bids_dir = str(given.bids_dir.absolute())
     execution.output_dir = str(given.output_dir.absolute())
@@ -334,7 +342,7 @@ def _check(config: Config) -> None:
         raise InputError(not_runnable_message(method.recon))
     wanted = execution.participant_label
     execution.participant_label, execution.unknown_participants = checks.find_participants(
-        config.bids_dir, wanted
+        config.bids_dir, wanted, with_kspace=method.recon in ('auto', 'cine')
     )
     checks.check_sessions(config)
     if execution.bids_filter_file:

@@ -128,6 +128,8 @@ def _conclude(
     line = outcome.verdict(config, outcomes, code)
     outcome.write_status(config, outcomes, code=code, line=line, started=started)
     for item in outcomes:
+        for text in item.verdicts:
+            say(text)
         for error in item.errors:
             prefix = '' if f'sub-{item.participant}' in error else f'sub-{item.participant}: '
             say(f'error: {prefix}{error}', error=True)

@@ -78,6 +78,61 @@ class RawFile:
     noise: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class RawExtent:
+    """How much a file holds, by its headers alone.
+
+    Attributes
+    ----------
+    header
+        Of the first encoding.
+    n_slices, n_frames, n_coils, n_sets
+        Of its image lines; several sets are several series.
+    n_lines, n_samples
+        Acquisitions of any kind, and the longest of them.
+    acceleration
+        Lines of k-space over the mean number of lines of a frame.
+    """
+
+    header: EncodingHeader
+    n_slices: int
+    n_frames: int
+    n_coils: int
+    n_sets: int
+    n_lines: int
+    n_samples: int
+    acceleration: float
+
+
+def read_extent(path) -> RawExtent:
+    """What a file holds; no samples are read.
+
+    Raises
+    ------
+    InputError
+        As `read_raw`, as far as headers tell.
+    """
+    header, heads, _ = _open(path, with_samples=False)
+    image = heads[_image_lines(path, header, heads)]
+    counters = image['idx'][image['idx']['set'] == image['idx']['set'].min()]
+    frames = counters['repetition'].astype(int) * (int(counters['phase'].max()) + 1) + counters['phase']
+    slices = counters['slice'].astype(int)
+    places = np.stack([slices, frames, counters['kspace_encode_step_1'].astype(int)])
+    n_frames = len(np.unique(frames))
+    n_slices = len(np.unique(slices))
+    lines_per_frame = np.unique(places, axis=1).shape[1] / (n_frames * n_slices)
+    return RawExtent(
+        header=header,
+        n_slices=n_slices,
+        n_frames=n_frames,
+        n_coils=int(image['active_channels'].max()),
+        n_sets=len(np.unique(image['idx']['set'])),
+        n_lines=len(heads),
+        n_samples=int(heads['number_of_samples'].max()),
+        acceleration=header.matrix[1] / lines_per_frame,
+    )
+
+
 def read_raw(path) -> RawFile:
     """Read an ISMRMRD file.
 
@@ -86,11 +141,23 @@ def read_raw(path) -> RawFile:
     InputError
         Missing, truncated or another format; not Cartesian; 3D; real samples; no encoding limits; no image lines.
     """
+    header, heads, data = _open(path)
+    image = _image_lines(path, header, heads)
+    samples = _stack(path, heads, data, image)
+    noise = _noise(path, heads, data, np.flatnonzero(_has(heads['flags'], NOISE)), heads[image[0]])
+    return RawFile(header, heads[image], samples, noise)
+
+
+def _open(path, *, with_samples: bool = True):
     path = Path(path)
     if not path.exists():
         raise InputError(f'{path} does not exist: check the path.')
-    xml, heads, data = _read_arrays(path)
-    header = _parse_header(path, xml)
+    xml, heads, data = _read_arrays(path, with_samples)
+    return _parse_header(path, xml), heads, data
+
+
+def _image_lines(path, header, heads) -> np.ndarray:
+    """Which acquisitions are lines of the image."""
     flags = heads['flags']
     is_noise = _has(flags, NOISE)
     skip = is_noise | np.any([_has(flags, bit) for bit in NO_IMAGE], axis=0)
@@ -105,16 +172,14 @@ def read_raw(path) -> RawFile:
         raise InputError(
             f'{path} is a 3D acquisition (partition encoding): only 2D slices can be reconstructed.'
         )
-    samples = _stack(path, heads, data, image)
-    noise = _noise(path, heads, data, np.flatnonzero(is_noise), heads[image[0]])
-    return RawFile(header, heads[image], samples, noise)
+    return image
 
 
 def _has(flags, bit):
     return (flags >> np.uint64(bit)) & np.uint64(1) != 0
 
 
-def _read_arrays(path):
+def _read_arrays(path, with_samples):
     import h5py
 
     try:
@@ -127,6 +192,8 @@ def _read_arrays(path):
             group = file['dataset' if 'dataset' in groups else groups[0]]
             if 'data' not in group:
                 raise InputError(f'{path} holds no acquisitions (only images or waveforms): give raw data.')
+            if not with_samples:
+                return group['xml'][0], group['data'].fields('head')[:], None
             table = group['data'][:]
             return group['xml'][0], table['head'], table['data']
     except InputError:

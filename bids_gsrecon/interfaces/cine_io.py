@@ -42,7 +42,7 @@ def stack_affine(path, affines: list[np.ndarray]) -> np.ndarray:
     parallel = all(np.allclose(one[:3, :3], affine[:3, :3], atol=1e-3) for one in affines)
     if not parallel or np.abs(steps - steps[0]).max() > 0.1 or not np.linalg.norm(steps[0]) > 0:
         raise InputError(
-            f'{path} holds slices that are not parallel and equally spaced: choose one (--slice).'
+            f'{path} holds slices that are not parallel and equally spaced: choose one (gsrecon cine --slice).'
         )
     affine[:3, 2] = steps.mean(0)
     return affine

@@ -264,7 +264,7 @@ def write_parts(interface, contents: dict[str, bytes], folder: Path) -> None:
     """One file per part, the same names in every run; fills the interface's results."""
     paths = {}
     for part, content in contents.items():
-        kinds = {b'{': 'json', b'<': 'svg'}
+        kinds = {b'{': 'json', b'<': 'svg', b'G': 'gif'}
         suffix = kinds.get(content[:1], 'png')
         paths[part] = folder / f'desc-{part}.{suffix}'
         paths[part].write_bytes(content)

@@ -58,6 +58,22 @@ GLOSSARY = {
         'Median standard deviation of the error, as a share of the median brightness, from what slices disagree '
         'about and how many see a place.',
     ),
+    'chi2': Figure(
+        'chi^2',
+        '',
+        'Mean squared difference between the lines of k-space and what the model says of them, in units of their noise, '
+        'of the slice that is farthest from 1: 1 says that the data are described down to the noise, more that '
+        'something moves or changes that the model does not follow.',
+    ),
+    'unexplained_percent': Figure(
+        'Not explained',
+        '%',
+        'Power of the data beyond noise that the model misses, as a share of the signal.',
+    ),
+    'acceleration': Figure(
+        'Acceleration R', '', 'Lines of k-space over lines of a frame; above 16 nothing was tested.'
+    ),
+    'lines_left_out': Figure('Lines left out', '', 'They contradict all others.'),
     'field_to_prior_db': Figure(
         'Field against voxels',
         'dB',
@@ -91,6 +107,20 @@ GLOSSARY = {
 
 # Pictures below the figures of merit, in this order: title, and what to look for.
 PICTURES = {
+    'movie': (
+        'The series',
+        'All slices side by side, in real time; readout to the right, phase encoding downwards.',
+    ),
+    'profile': (
+        'A line over time',
+        'To the left the mean of all frames with the line that changes most, to the right that line over time, its '
+        'left end at the bottom, the series twice. Edges must move smoothly; flicker from frame to frame is noise or aliasing.',
+    ),
+    'chi2': (
+        'chi^2 of every slice',
+        '1 says that the data are described down to their noise. Above the first dashed line the series should be '
+        'checked, above the second it should not be used unless the missing share of the signal is tiny.',
+    ),
     'outline': (
         'The volume and its mask',
         'The volume with the contour of the anatomy: it is zero outside. Tissue cut off here was missing in the masks '

@@ -21,10 +21,12 @@ from bids_gsrecon.reports.glossary import (
 
 TEMPLATES = Path(__file__).parent
 REPORTLET = re.compile(
-    r'^(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>[a-zA-Z0-9]+)\.(?P<ext>png|svg|json)$'
+    r'^(?P<entities>sub-[^_]+(?:_[a-zA-Z0-9]+-[^_]+)*)_(?P<suffix>[a-zA-Z0-9]+)\.(?P<ext>png|gif|svg|json)$'
 )
 # Entities that say how a picture was made, not which scan it belongs to.
 PICTURE_ENTITIES = ('desc', 'space', 'res')
+# What a method may say of its own result (`recon.cine.types.VERDICTS`), as a state of the page.
+METHOD_VERDICTS = {'trust': 'good', 'check': 'check', 'do not use': 'bad'}
 SESSION_PARTS = ('reference', 'mask', 'summary')
 FLIP = (
     ('before', 'Acquired', 'as acquired, nearest voxel'),
@@ -48,7 +50,16 @@ class Scan:
 
     @property
     def verdict(self) -> tuple[str, list[str]]:
+        """State (good, check, bad) and reasons: the method's own, where it gives one."""
+        if (own := self.merit.get('verdict')) in METHOD_VERDICTS:
+            return METHOD_VERDICTS[own], self.merit.get('reasons', [])
         return verdict_of(self.merit.get('figures', {}))
+
+    @property
+    def badge(self) -> str:
+        """The verdict in a word or three."""
+        own = self.merit.get('verdict')
+        return own if own in METHOD_VERDICTS else self.verdict[0]
 
     @property
     def flips(self) -> list[tuple[str, str, str]]:
@@ -215,7 +226,7 @@ def _read_part(owner: Session | Scan, part: str, path: Path) -> None:
         if isinstance(table, dict) and part in ('merit', 'summary') and hasattr(owner, part):
             getattr(owner, part).update(table)
         return
-    kind = 'image/svg+xml' if path.suffix == '.svg' else 'image/png'
+    kind = {'.svg': 'image/svg+xml', '.gif': 'image/gif'}.get(path.suffix, 'image/png')
     owner.pictures[part] = f'data:{kind};base64,{base64.b64encode(content).decode()}'
     owner.sizes[part] = _png_size(content)
 
@@ -230,13 +241,18 @@ def _png_size(content: bytes) -> tuple[int, int] | None:
 def _overall(sessions: list[Session], errors: list[dict]) -> tuple[str, str]:
     """State (good, check, bad) and sentence at the top of the page."""
     n_scans = sum(len(session.scans) for session in sessions)
-    to_check = [scan.name for session in sessions for scan in session.scans if scan.verdict[0] != 'good']
+    states = {
+        state: [scan.name for session in sessions for scan in session.scans if scan.verdict[0] == state]
+        for state in ('check', 'bad')
+    }
     if errors:
         return 'bad', f'{len(errors)} step(s) failed: see Errors below. {n_scans} contrast(s) were finished.'
     if n_scans == 0:
         return 'check', 'No contrast was reconstructed.'
-    if to_check:
-        return 'check', f'{n_scans} contrast(s) done; look closely at {", ".join(to_check)}.'
+    what = [f'do not use {", ".join(states["bad"])}'] if states['bad'] else []
+    what += [f'look closely at {", ".join(states["check"])}'] if states['check'] else []
+    if what:
+        return 'check', f'{n_scans} contrast(s) done; {"; ".join(what)}.'
     return (
         'good',
         f'{n_scans} contrast(s) done; nothing stands out. Look at the pictures before using the data.',

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bids_gsrecon.cli.direct import main
-from bids_gsrecon.cli.direct_cine import CINE_LOSSES, CINE_MODELS
+from bids_gsrecon.cli.direct_cine import CINE_LOSSES
+from bids_gsrecon.cli.method_options import CINE_MODELS
 from bids_gsrecon.fields.dynamic import load_cine
 from bids_gsrecon.recon.cine.types import LOSSES, MODELS
 

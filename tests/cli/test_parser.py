@@ -161,7 +161,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f'bids_gsrecon {__version__}'
 
 
-@pytest.mark.parametrize('name', ['cine', 'm2asr'])
+@pytest.mark.parametrize('name', ['m2asr'])
 def test_methods_that_are_not_there_say_so(base, capsys, name):
     assert f'--recon {name}' in fails([*base, '--recon', name], capsys)
 

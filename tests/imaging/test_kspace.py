@@ -9,7 +9,7 @@ import pytest
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.cine_sampling import variable_density_lines
 from bids_gsrecon.imaging.cine_simulate import simulate_phantom
-from bids_gsrecon.imaging.ismrmrd_files import read_raw
+from bids_gsrecon.imaging.ismrmrd_files import read_extent, read_raw
 from bids_gsrecon.imaging.ismrmrd_write import write_cine
 from bids_gsrecon.imaging.kspace import central_lines, cine_slices, retrospective
 from bids_gsrecon.imaging.sense import centred_ifft
@@ -41,6 +41,16 @@ def edit(path, folder, change_head=None, change_xml=None, keep=None):
             'dataset/xml', data=np.array([xml.encode()], object), dtype=h5py.special_dtype(vlen=bytes)
         )
     return copy
+
+
+def test_extent_is_that_of_the_data_without_reading_them(case, tmp_path):
+    path, simulated = case
+    extent = read_extent(path)
+    assert (extent.n_slices, extent.n_frames, extent.n_coils, extent.n_sets) == (1, 4, 5, 1)
+    assert extent.n_samples == 82 and extent.n_lines == simulated.mask.sum() + 1
+    assert extent.acceleration == pytest.approx(cine_slices(read_raw(path))[0].acceleration)
+    with pytest.raises(InputError, match='spiral trajectory'):
+        read_extent(edit(path, tmp_path, change_xml=lambda xml: xml.replace('cartesian', 'spiral')))
 
 
 def test_round_trip(case):

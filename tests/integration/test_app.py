@@ -10,10 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
+from bids_gsrecon.imaging.ismrmrd_files import read_raw
+from bids_gsrecon.imaging.kspace import cine_slices
 from bids_gsrecon.interfaces.registration import load_itk_transform
 from tests.bids_datasets import (
     affine,
@@ -24,6 +28,7 @@ from tests.bids_datasets import (
     write_t1w,
     write_thick,
 )
+from tests.cine_cases import write_kspace
 from tests.helpers import require_program
 from tests.moving_datasets import write_moving
 
@@ -328,6 +333,54 @@ def test_moving_stacks_become_a_volume_and_broken_ones_fail_alone(tmp_path):
         '2603.00145',
         'image/svg+xml',
     ):
+        assert words in page
+    assert validator_errors(out) == []
+
+
+def test_kspace_becomes_series_and_broken_files_fail_alone(tmp_path):
+    bids = write_description(tmp_path / 'bids')
+    write_kspace(bids, session='a', entities='_run-1', slices=2)
+    truncated = write_kspace(bids, session='a', entities='_run-2')
+    truncated.write_bytes(truncated.read_bytes()[:9000])
+    lost = write_kspace(bids, session='a', entities='_run-3')
+    with h5py.File(lost, 'r+') as file:  # what only the node sees
+        table = file['dataset/data'][:]
+        table['data'][5][:] = np.nan
+        file['dataset/data'][...] = table
+    write_kspace(bids, '02', acceleration=1.0)
+    drawn = tmp_path / 'drawn' / 'sub-02' / 'cine' / 'sub-02_desc-roi_dseg.nii.gz'
+    grid = cine_slices(read_raw(bids / 'sourcedata' / 'sub-02' / 'cmr' / 'sub-02_cine.h5'))[0].affine
+    labels = np.zeros((32, 25, 1), np.uint8)
+    labels[12:20, 9:15] = 1
+    write_image(drawn, labels, grid)
+    arguments = ['--retro-R', '3', '-d', tmp_path / 'drawn', '--nprocs', '2', '--omp-nthreads', '1']
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 1, done.stderr
+    assert 'sub-02: --recon cine (no isotropic T1w' in done.stdout
+    errors = [line for line in done.stderr.splitlines() if 'error: ' in line]
+    assert len(errors) == 2
+    assert truncated.name in errors[0] and 'truncated' in errors[0]
+    assert lost.name in errors[1] and 'NaN' in errors[1]
+    out = tmp_path / 'out'
+    people = last_status(out)['participants']
+    for label, stem in (('01', 'sub-01_ses-a_run-1'), ('02', 'sub-02')):
+        (said,) = people[label]['verdicts']
+        assert said.startswith(f'{stem}_cine: ') and f'bids_gsrecon: {said}\n' in done.stdout
+    assert [people[label]['status'] for label in ('01', '02')] == ['failed', 'ok']
+    made = results(out)
+    first = 'sub-01/ses-a/cine/sub-01_ses-a_run-1_part-mag_desc-recon_cine.nii.gz'
+    assert first in made and not any('run-2' in name or 'run-3' in name for name in made)
+    image = nib.load(out / first)
+    assert image.shape == (32, 25, 2, 5) and image.header.get_zooms()[3] == pytest.approx(0.04)
+    second = out / 'sub-02' / 'cine'
+    sidecar = json.loads((second / 'sub-02_part-mag_desc-recon_cine.json').read_text())
+    assert sidecar['Verdict'] in ('trust', 'check', 'do not use')
+    assert sidecar['Sources'][0] == 'bids:raw:sourcedata/sub-02/cmr/sub-02_cine.h5'
+    assert len((second / 'sub-02_desc-roi_cine.tsv').read_text().splitlines()) == 6
+    assert len((second / 'sub-02_desc-retro_cine.tsv').read_text().splitlines()) == 2
+    assert Image.open(second / 'sub-02_desc-recon_cine.gif').n_frames == 5
+    page = (out / 'sub-02.html').read_text()
+    for words in ('data:image/gif', 'A line over time', sidecar['Verdict'], 'ESPIRiT', 'undersampled'):
         assert words in page
     assert validator_errors(out) == []
 

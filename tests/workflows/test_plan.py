@@ -263,14 +263,6 @@ def test_inherited_metadata(root, plan):
     assert plan()['01'].sessions[0].targets[0].slice_thickness_mm == 6.5
 
 
-def test_auto_names_a_method_that_is_not_here(root, plan):
-    kspace = root / 'sourcedata' / 'sub-03' / 'cmr' / 'sub-03_cine.h5'
-    kspace.parent.mkdir(parents=True)
-    kspace.write_bytes(b'')
-    (root / 'sub-03').mkdir()
-    assert '--recon cine' in plan()['03'].errors[0]
-
-
 def test_point_profile_is_for_superres_only(root, plan):
     write_t1w(root, '01')
     write_thick(root, '01')
