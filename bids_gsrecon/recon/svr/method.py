@@ -133,15 +133,14 @@ class _Reconstruction:
         """A grid over pixels as they lie now."""
         return grid_over(pixels.placed(self.poses), spacing_mm, self.axes)
 
-    def leave_out(self, pixels: Pixels, lattice: Lattice, weights=None, gains=None) -> list[np.ndarray]:
+    def leave_out(self, pixels: Pixels, lattice: Lattice, n_iterations: int = 7) -> list[np.ndarray]:
         """One volume per stack, made of all the others."""
-        images = []
-        weights = np.ones(len(pixels.values)) if weights is None else weights
-        gains = np.ones(pixels.n_slices) if gains is None else gains
+        images, gains = [], np.ones(pixels.n_slices)
         for stack in range(pixels.n_stacks):
             others = ~pixels.of_stack(stack)
             view = View.make(pixels.selected(others), lattice, self.poses, self.backend)
-            images.append(solve_volume(view, weights[others], gains, n_iterations=10, n_rounds=1))
+            ones = np.ones(len(view.pixels.values))
+            images.append(solve_volume(view, ones, gains, n_iterations=n_iterations, n_rounds=1))
         return images
 
     def _align_stacks(self):
@@ -162,7 +161,7 @@ class _Reconstruction:
                     pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend
                 )
                 before = pixels.placed(self.poses)
-                self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=5)
+                self.poses, _ = problem.refine(self.poses, packets(pixels, size), n_steps=4)
                 way = np.linalg.norm(pixels.placed(self.poses) - before, axis=1)
                 if way.mean() < QUIET * spacing:
                     break
