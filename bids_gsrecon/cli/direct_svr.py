@@ -174,5 +174,6 @@ def _sample(args: argparse.Namespace) -> str:
             resolution=args.resolution,
             output=args.output,
             channel=None,
+            frames=None,
         )
     )
