@@ -245,7 +245,7 @@ def test_wrong_arguments_are_exit_code_2_and_write_nothing(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count('\n') == 1
     assert not list(tmp_path.glob('out/*'))
-    assert run(tmp_path, '--recon', 'cine').returncode == 2
+    assert run(tmp_path, '--recon', 'grappa').returncode == 2
 
 
 def test_a_lone_thick_scan_is_super_resolved(tmp_path):

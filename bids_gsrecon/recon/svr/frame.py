@@ -37,15 +37,15 @@ def grid_over(points_mm: np.ndarray, spacing_mm: float, axes: np.ndarray) -> Lat
 def stack_motion(pixels: Pixels, poses: np.ndarray, stack: int) -> np.ndarray:
     """The rigid motion (4, 4) in the middle of those of a stack's slices, by their pixels in the mask."""
     mine = pixels.stack_of == stack
-    count = np.bincount(pixels.slice_of[pixels.in_mask], minlength=pixels.n_slices)
-    return mean_motion(poses[mine], count[mine] + 1e-9)
+    centre = pixels.points_mm[pixels.of_stack(stack) & pixels.in_mask].mean(0)
+    return mean_motion(poses[mine], pixels.n_masked[mine] + 1e-9, centre)
 
 
 def choose_reference(pixels: Pixels, poses, frame: Frame, given: int | None) -> int:
     """The stack whose slices moved least against each other, or the one asked for."""
     if given is not None:
         return given
-    count = np.bincount(pixels.slice_of[pixels.in_mask], minlength=pixels.n_slices)
+    count = pixels.n_masked
     spread = []
     for stack in range(pixels.n_stacks):
         mine = pixels.stack_of == stack

@@ -205,24 +205,27 @@ class _Reconstruction:
         before = self.poses
         view = View.make(pixels, lattice, self.poses, self.backend)
         image = solve_volume(view, weights, np.ones(pixels.n_slices))
-        gains = slice_gains(view.forward(image), pixels, weights)
+        predicted = view.forward(image)
+        gains = slice_gains(predicted, pixels, weights)
         n_steps = self.options.joint_steps if self.options.slice_motion else 0
         for number in range(n_steps):
             self.report('volume and poses together', number, n_steps)
             if self.options.robust and number >= n_steps - 3:
-                weights = robust_weights(view, image, gains)
+                weights = robust_weights(predicted, pixels, gains)
+            noise = noise_variance(pixels.residual(predicted, gains))
             pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
             image, self.poses = joint_step(
                 view, image, gains, weights, self.frame,
-                smoothness=NOISE_SMOOTHNESS * noise_variance(view, image, gains), prior=pull, n_iterations=12,
+                smoothness=NOISE_SMOOTHNESS * noise, prior=pull, n_iterations=12,
             )  # fmt: skip
             if number in PLACE_SMALL:
                 self._place_small(view, image, gains, before)
             view = View.make(pixels, lattice, self.poses, self.backend)
-            gains = slice_gains(view.forward(image), pixels, weights)
+            predicted = view.forward(image)
+            gains = slice_gains(predicted, pixels, weights)
         if self.options.robust:
-            weights = robust_weights(view, image, gains)
-        smoothness = NOISE_SMOOTHNESS * noise_variance(view, image, gains)
+            weights = robust_weights(predicted, pixels, gains)
+        smoothness = NOISE_SMOOTHNESS * noise_variance(pixels.residual(predicted, gains))
         image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=10)
         if self.options.self_similarity:
             image = self_similar(view, weights, gains, image, self.report)

@@ -62,9 +62,13 @@ def neighbour_means(parameters, stack_of, rank, information) -> np.ndarray:
     return means
 
 
-def mean_motion(motions: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """One rigid motion (4, 4) in the middle of several (M, 4, 4) that are not far apart."""
+def mean_motion(motions: np.ndarray, weights: np.ndarray, centre_mm: np.ndarray) -> np.ndarray:
+    """One rigid motion (4, 4) in the middle of several (M, 4, 4) that are not far apart.
+
+    It takes ``centre_mm`` to the mean of where they take it: wherever the world has its origin.
+    """
     out = np.eye(4)
     out[:3, :3] = Rotation.from_matrix(motions[:, :3, :3]).mean(weights=weights).as_matrix()
-    out[:3, 3] = np.average(motions[:, :3, 3], axis=0, weights=weights)
+    middle = np.average(motions[:, :3, :3] @ centre_mm + motions[:, :3, 3], axis=0, weights=weights)
+    out[:3, 3] = middle - out[:3, :3] @ centre_mm
     return out

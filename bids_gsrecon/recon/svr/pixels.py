@@ -63,10 +63,19 @@ class Pixels:
         """(M + 1,) first pixel of every slice."""
         return np.searchsorted(self.slice_of, np.arange(self.n_slices + 1))
 
+    @property
+    def n_masked(self) -> np.ndarray:
+        """(M,) pixels of every slice inside its mask."""
+        return np.bincount(self.slice_of[self.in_mask], minlength=self.n_slices)
+
     def selected(self, keep: np.ndarray) -> Pixels:
         """Some of the pixels, all slices."""
         parts = {name: getattr(self, name)[keep] for name in ('points_mm', 'values', 'in_mask', 'slice_of')}
         return replace(self, **parts)
+
+    def residual(self, predicted: np.ndarray, gains: np.ndarray) -> np.ndarray:
+        """(N,) what a prediction (N,) times the gains of its slices (M,) does not explain."""
+        return self.values - gains[self.slice_of] * predicted
 
     def of_stack(self, stack: int) -> np.ndarray:
         """(N,) bool."""

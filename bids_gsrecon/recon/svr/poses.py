@@ -135,7 +135,7 @@ class PoseProblem:
         for mine, view, image in self._views(poses):
             value[mine], jacobian[mine] = view.derivative(image, self.frame)
         gains = slice_gains(value, p, np.ones(len(value)))
-        residual = p.values - gains[p.slice_of] * value
+        residual = p.residual(value, gains)
         n_groups = int(group_of_slice.max()) + 1
         cost = np.bincount(group_of_slice[p.slice_of], residual.astype(np.float64) ** 2, n_groups)
         return _State(poses, gains, residual, jacobian, cost)

@@ -8,6 +8,7 @@ from scipy import ndimage
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.foreground import largest_component
 from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.imaging.metrics import ncc
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.svr.frame import stack_motion
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness
@@ -83,8 +84,7 @@ def anatomy_mask(view: View) -> np.ndarray:
 
 def standard_error(view: View, image, gains, weights) -> np.ndarray:
     """Of the volume, from what slices disagree about there and from how much they see of it."""
-    p = view.pixels
-    residual = p.values - gains[p.slice_of] * view.forward(image)
+    residual = view.pixels.residual(view.forward(image), gains)
     seen = np.maximum(view.adjoint(weights), 1e-3)
     variance = view.adjoint(weights * residual**2) / seen
     return np.sqrt(variance / seen)
@@ -107,20 +107,15 @@ def predicted_slices(stacks, view: View, image, gains) -> list[np.ndarray]:
 def slice_table(run, pixels: Pixels, gains, weights) -> SliceTable:
     """One row per slice; ``pixels`` and ``weights`` are those in the mask."""
     p = run.pixels
-    count = np.bincount(pixels.slice_of, minlength=p.n_slices)
+    count = p.n_masked
     weight = np.bincount(pixels.slice_of, weights, p.n_slices) / np.maximum(count, 1)
-    ncc = leave_out_ncc(run)
-    excluded = (weight < LEAST_WEIGHT) | (ncc < LEAST_NCC)
-    motion = np.zeros(p.n_slices)
-    for stack in range(p.n_stacks):
-        mine = p.stack_of == stack
-        left = np.linalg.inv(stack_motion(p, run.poses, stack)) @ run.poses
-        points = pixels.of_stack(stack)
-        at, owner = pixels.points_mm[points], pixels.slice_of[points]
-        moved = np.einsum('nij,nj->ni', left[owner][:, :3, :3], at) + left[owner][:, :3, 3]
-        way = np.linalg.norm(moved - at, axis=1)
-        motion[mine] = (np.bincount(owner, way, p.n_slices) / np.maximum(count, 1))[mine]
-    return SliceTable(p.stack_of, p.index, p.rank, gains, weight, ncc, motion, excluded)
+    agreement = leave_out_ncc(run)
+    excluded = (weight < LEAST_WEIGHT) | (agreement < LEAST_NCC)
+    whole = np.stack([stack_motion(p, run.poses, stack) for stack in range(p.n_stacks)])
+    own = np.linalg.inv(whole)[p.stack_of] @ run.poses
+    way = np.linalg.norm(pixels.placed(own) - pixels.points_mm, axis=1)
+    motion = np.bincount(pixels.slice_of, way, p.n_slices) / np.maximum(count, 1)
+    return SliceTable(p.stack_of, p.index, p.rank, gains, weight, agreement, motion, excluded)
 
 
 def leave_out_ncc(run) -> np.ndarray:
@@ -129,12 +124,9 @@ def leave_out_ncc(run) -> np.ndarray:
     images = run.leave_out(pixels, lattice)
     problem = PoseProblem(pixels, lattice, images, run.frame, run.backend)
     predicted = problem.predict(run.poses)
-    out = np.full(pixels.n_slices, np.nan)
-    for s, (start, stop) in enumerate(zip(pixels.starts[:-1], pixels.starts[1:])):
-        inside = np.flatnonzero(pixels.in_mask[start:stop]) + start
-        if len(inside) > 2:
-            a, b = pixels.values[inside], predicted[inside]
-            a, b = a - a.mean(), b - b.mean()
-            norm = np.sqrt((a @ a) * (b @ b))
-            out[s] = (a @ b) / norm if norm > 0 else np.nan
-    return out
+    parts = [slice(*ends) for ends in zip(pixels.starts[:-1], pixels.starts[1:])]
+    inside = pixels.in_mask
+    return np.array([
+        ncc(predicted[part], pixels.values[part], inside[part]) if inside[part].sum() > 2 else np.nan
+        for part in parts
+    ])  # fmt: skip

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from bids_gsrecon.recon.svr.view import View
+from bids_gsrecon.recon.svr.pixels import Pixels
 
 CAUCHY = 5.0  # scale, of the robust standard deviation of the residuals
 TOLERANCE = 2.0  # excess over the typical residual of a slice at which it counts half
 LEAST = 0.02  # of what is bright: no residual below that is suspect
 
 
-def robust_weights(view: View, image, gains) -> np.ndarray:
-    """(N,) Cauchy weights of pixels, times those of their slices."""
-    p = view.pixels
-    residual = p.values - gains[p.slice_of] * view.forward(image)
+def robust_weights(predicted: np.ndarray, pixels: Pixels, gains: np.ndarray) -> np.ndarray:
+    """(N,) Cauchy weights of pixels, times those of their slices; ``predicted`` (N,) is without the gains (M,)."""
+    p = pixels
+    residual = p.residual(predicted, gains)
     scale = CAUCHY * 1.4826 * max(float(np.median(np.abs(residual))), LEAST)
     pixel = 1.0 / (1.0 + (residual / scale) ** 2)
     count = np.bincount(p.slice_of, minlength=p.n_slices)

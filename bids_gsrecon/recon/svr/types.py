@@ -25,7 +25,7 @@ class SvrOptions:
     robust
         Let pixels and slices that contradict all others count less.
     point_spread
-        See the volume through the slices' thickness; without, pixels are points (for comparison).
+        See the volume through the slices' thickness; without, as if it were their pixel size (for comparison).
     self_similarity
         Let places that look alike tell each other what noise and sampling hid.
     residual_field
@@ -34,6 +34,10 @@ class SvrOptions:
         Steps of volume and poses together at the end; 0: poses are those of the coarse levels.
     reference
         Stack whose frame the volume takes (from 0); none: the one that moved least.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    seed
+        Of the residual field's network; nothing else draws numbers.
     n_threads
         0: all that are available.
     """
@@ -48,7 +52,7 @@ class SvrOptions:
     joint_steps: int = 7
     reference: int | None = None
     device: str = 'auto'
-    seed: int = 0  # of the residual field's network; nothing else draws numbers
+    seed: int = 0
     n_threads: int = 0
 
     def __post_init__(self):

@@ -162,10 +162,8 @@ def mean_diagonal(view: View, squared_gains: np.ndarray, seen: np.ndarray) -> fl
     return float(view.diagonal(squared_gains)[core].mean()) if core.any() else 1.0
 
 
-def noise_variance(view: View, image: np.ndarray, gains: np.ndarray) -> float:
+def noise_variance(residual: np.ndarray) -> float:
     """Of a pixel, from the median residual: noise, and what no volume could explain."""
-    p = view.pixels
-    residual = p.values - gains[p.slice_of] * view.forward(image)
     return (1.4826 * float(np.median(np.abs(residual)))) ** 2
 
 
@@ -175,7 +173,7 @@ def self_similar(view: View, weights, gains, image: np.ndarray, progress=None) -
     Non-local means of the estimate and the least-squares problem, which pulls to it, in turns (plug-and-play
     priors; Manjon et al. 2010 for super-resolution). Strengths are in units of the noise.
     """
-    noise = noise_variance(view, image, gains)
+    noise = noise_variance(view.pixels.residual(view.forward(image), gains))
     for turn in range(SIMILARITY_TURNS):
         if progress is not None:
             progress('self-similarity', turn, SIMILARITY_TURNS)

@@ -181,7 +181,7 @@ def test_a_void_slice_weighs_little(case):
     view = View.make(pixels, lattice, true_poses, BACKEND)
     pixels.values[:] = view.forward(image)
     pixels.values[pixels.slice_of == 5] *= 0.2
-    weights = robust_weights(view, image, np.ones(pixels.n_slices))
+    weights = robust_weights(view.forward(image), pixels, np.ones(pixels.n_slices))
     assert weights[pixels.slice_of == 5].mean() < 0.3 * weights[pixels.slice_of != 5].mean()
 
 
