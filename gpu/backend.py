@@ -70,6 +70,12 @@ class Backend(Protocol):
     def backward(self, means, covariances, log_weights, amplitudes, shape, cutoff, grad_sums) -> Gradients:
         """Gradient of ``(grad_sums * sums).sum()``."""
 
+    def splat2d(self, parameters, shape, cutoff: float = DEFAULT_CUTOFF) -> torch.Tensor:
+        """Frames (T, 2, nx, ny) of complex 2D Gaussians (T, M, 7); formulas in `bids_gsrecon.gpu.splat2d`."""
+
+    def splat2d_gradient(self, parameters, planes, cutoff: float = DEFAULT_CUTOFF) -> torch.Tensor:
+        """Gradient (T, M, 7) of ``(planes * splat2d(parameters)).sum()``."""
+
 
 class PlannedBackend:
     """`forward` and `backward` of a backend that implements `plan`."""
@@ -114,6 +120,22 @@ def check_amplitudes(amplitudes, n: int, grad_sums=None, shape=None) -> None:
         raise ValueError(
             f'grad_sums must be {(1 + amplitudes.shape[1], *shape)}, not {tuple(grad_sums.shape)}'
         )
+
+
+def check_splat2d(parameters, shape, planes=None) -> tuple[int, int]:
+    """Raise ValueError unless parameters are usable (T, M, 7) and planes (T, 2, nx, ny); the shape as two ints."""
+    if parameters.ndim != 3 or parameters.shape[2] != 7:
+        raise ValueError(f'parameters must be (T, M, 7), not {tuple(parameters.shape)}')
+    shape = tuple(int(n) for n in shape)
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f'a frame has two positive sizes, not {shape}')
+    if planes is not None and tuple(planes.shape) != (parameters.shape[0], 2, *shape):
+        raise ValueError(
+            f'planes must be {(parameters.shape[0], 2, *shape)} (T, 2, nx, ny), not {tuple(planes.shape)}'
+        )
+    if not bool(torch.isfinite(parameters).all() & (parameters[..., [2, 4]] > 0).all()):
+        raise ValueError('a Gaussian is not finite or one of its widths (l11, l22) is not positive')
+    return shape
 
 
 def available_backends() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange
 
-from bids_gsrecon.gpu import _backward, _forward
+from bids_gsrecon.gpu import _backward, _forward, splat2d
 from bids_gsrecon.gpu._records import make_records
 from bids_gsrecon.gpu._simd import prefetch
 from bids_gsrecon.gpu._volume import PaddedVolume, copy_rows, padded_view
@@ -16,6 +16,7 @@ from bids_gsrecon.gpu.backend import (
     PlannedBackend,
     check_amplitudes,
     check_geometry,
+    check_splat2d,
 )
 from bids_gsrecon.gpu.threads import thread_limit
 
@@ -117,3 +118,16 @@ class CpuBackend(PlannedBackend):
     def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> CpuPlan:
         """Cull, sort and pack."""
         return CpuPlan(means, covariances, log_weights, shape, cutoff, self._n_threads)
+
+    def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """The frames of `bids_gsrecon.gpu.splat2d.splat`."""
+        shape = check_splat2d(parameters, shape)
+        with thread_limit(self._n_threads):
+            return torch.from_numpy(splat2d.splat(_array(parameters), shape, cutoff=float(cutoff)))
+
+    def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """The gradient of `bids_gsrecon.gpu.splat2d.splat_gradient`, in the dtype of the parameters."""
+        check_splat2d(parameters, planes.shape[2:], planes)
+        with thread_limit(self._n_threads):
+            gradient = splat2d.splat_gradient(_array(parameters), _array(planes), cutoff=float(cutoff))
+        return torch.from_numpy(gradient).to(parameters.dtype)

@@ -25,6 +25,7 @@ from bids_gsrecon.gpu.backend import (
     PlannedBackend,
     check_amplitudes,
     check_geometry,
+    check_splat2d,
 )
 
 # As in csrc (gaussian.cuh, prepare.cu).
@@ -259,9 +260,31 @@ class CudaBackend(PlannedBackend):
 
     def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> CudaPlan:
         """Cull, sort and pack on the device."""
-        device = self._device or (means.device if means.is_cuda else f'cuda:{torch.cuda.current_device()}')
-        kernels = _Kernels(self._operators, torch.device(device))
-        return CudaPlan(kernels, means, covariances, log_weights, shape, cutoff)
+        return CudaPlan(self._kernels_for(means), means, covariances, log_weights, shape, cutoff)
+
+    def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """Frames float32, on the device of the parameters."""
+        nx, ny = check_splat2d(parameters, shape)
+        kernels, (n_frames, n, _) = self._kernels_for(parameters), parameters.shape
+        with _memory_in_words(f'{n_frames} frames of {nx} x {ny} pixels'):
+            own = kernels.moved(parameters).float()
+            planes = torch.zeros((n_frames, 2, nx, ny), device=kernels.device)
+            kernels('splat2d', own, planes, n_frames, n, nx, ny, float(cutoff))
+        return planes.to(parameters.device)
+
+    def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """The gradient, computed in float32, in the dtype and on the device of the parameters."""
+        nx, ny = check_splat2d(parameters, planes.shape[2:], planes)
+        kernels, (n_frames, n, _) = self._kernels_for(parameters), parameters.shape
+        with _memory_in_words(f'gradients of {n_frames} frames of {nx} x {ny} pixels'):
+            own, given = kernels.moved(parameters).float(), kernels.moved(planes).float()
+            gradient = kernels.empty(n_frames, n, 7)
+            kernels('splat2d_gradient', own, given, gradient, n_frames, n, nx, ny, float(cutoff))
+        return gradient.to(parameters)
+
+    def _kernels_for(self, tensor: torch.Tensor) -> _Kernels:
+        device = self._device or (tensor.device if tensor.is_cuda else f'cuda:{torch.cuda.current_device()}')
+        return _Kernels(self._operators, torch.device(device))
 
 
 def check_kernels(backend: CudaBackend) -> None:

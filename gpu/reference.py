@@ -16,6 +16,7 @@ from bids_gsrecon.gpu.backend import (
     PlannedBackend,
     check_amplitudes,
     check_geometry,
+    check_splat2d,
 )
 
 # Pairs (Gaussian, voxel) evaluated at once: bounds the memory to some hundred MB in float64.
@@ -53,6 +54,17 @@ def reference_sums(means, covariances, log_weights, amplitudes, shape, cutoff=DE
         w = weights_at(points, means[part], covariances[part], log_weights[part], cutoff)
         sums = sums + table[part].T @ w
     return sums.reshape(-1, *shape)
+
+
+def reference_splat2d(parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+    """Frames (T, 2, nx, ny) of complex 2D Gaussians (T, M, 7), differentiable, in the precision of the input."""
+    x = torch.arange(shape[0], dtype=parameters.dtype)[:, None]
+    y = torch.arange(shape[1], dtype=parameters.dtype)
+    mu_x, mu_y, l11, l21, l22, re, im = parameters[..., None, None].unbind(2)
+    z1 = (x - mu_x) / l11
+    z2 = (y - mu_y - l21 * z1) / l22
+    w = (torch.exp(-0.5 * (z1**2 + z2**2)) - math.exp(-0.5 * cutoff**2)).clamp_min(0.0)
+    return torch.stack([(w * re).sum(1), (w * im).sum(1)], 1)
 
 
 class ReferencePlan:
@@ -97,3 +109,17 @@ class ReferenceBackend(PlannedBackend):
     def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> ReferencePlan:
         """Check and keep the geometry."""
         return ReferencePlan(means, covariances, log_weights, shape, cutoff)
+
+    def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """Every pixel against every Gaussian."""
+        shape = check_splat2d(parameters, shape)
+        with torch.no_grad():
+            return reference_splat2d(parameters, shape, cutoff)
+
+    def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
+        """By autograd."""
+        shape = check_splat2d(parameters, planes.shape[2:], planes)
+        with torch.enable_grad():
+            leaf = parameters.detach().clone().requires_grad_()
+            frames = reference_splat2d(leaf, shape, cutoff)
+        return torch.autograd.grad(frames, leaf, planes.to(frames.dtype))[0]

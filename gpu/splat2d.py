@@ -1,5 +1,7 @@
 """Complex 2D Gaussians on many frames at once: images and gradients, on the CPU.
 
+`splat2d` and `splat2d_gradient` of every backend compute the same for torch tensors, on the CPU with this module.
+
 On frames of shape ``(nx, ny)``, in pixels (centres at whole numbers), a Gaussian adds to its frame::
 
     (re + i im) (exp(-|z|^2 / 2) - exp(-R^2 / 2))_+,   L z = x - mu,   L = [[l11, 0], [l21, l22]]

@@ -40,6 +40,7 @@ struct Operator<function> {
 };
 
 #define SIZES "int nx, int ny, int nz, float cutoff, int stream) -> ()"
+#define PLANE_SIZES "int nx, int ny, float cutoff, int stream) -> ()"
 #define GEOMETRY "Tensor means, Tensor covariances, Tensor log_weights, "
 
 constexpr const char* SCHEMAS[] = {
@@ -57,6 +58,8 @@ constexpr const char* SCHEMAS[] = {
     "finish(" GEOMETRY "Tensor order, Tensor moments, Tensor(a!) grad_means, Tensor(b!) grad_covariances, "
     "Tensor(c!) grad_log_weights, Tensor(d!) grad_amplitudes, int n_used, int n_channels, int doubles, "
     "int stream) -> ()",
+    "splat2d(Tensor parameters, Tensor(a!) planes, int n_frames, int n, " PLANE_SIZES,
+    "splat2d_gradient(Tensor parameters, Tensor planes, Tensor(a!) gradient, int n_frames, int n, " PLANE_SIZES,
 };
 
 #define REGISTER(kind)                                          \
@@ -68,7 +71,9 @@ constexpr const char* SCHEMAS[] = {
     m.impl("forward", &Operator<gsrecon_forward>::kind);           \
     m.impl("moments", &Operator<gsrecon_moments>::kind);           \
     m.impl("add_segments", &Operator<gsrecon_add_segments>::kind); \
-    m.impl("finish", &Operator<gsrecon_finish>::kind);
+    m.impl("finish", &Operator<gsrecon_finish>::kind);             \
+    m.impl("splat2d", &Operator<gsrecon_splat2d>::kind);           \
+    m.impl("splat2d_gradient", &Operator<gsrecon_splat2d_gradient>::kind);
 
 }  // namespace
 

@@ -18,23 +18,6 @@ static_assert(MAX_RANGES <= THREADS, "one thread per range");
 // Launches longer than this would keep a display or another process waiting.
 constexpr int64_t BRICKS_PER_LAUNCH = int64_t(1) << 20;
 
-// Place of this thread among those that say keep, and how many do. All threads of the block take part.
-__device__ __forceinline__ int block_rank(bool keep, int* counts, int& total) {
-    const unsigned votes = __ballot_sync(ALL_LANES, keep);
-    const int warp = threadIdx.x / WARP;
-    if (lane_index() == 0) counts[warp] = __popc(votes);
-    __syncthreads();
-    int before = 0;
-    total = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) {
-        if (w < warp) before += counts[w];
-        total += counts[w];
-    }
-    __syncthreads();  // counts may be written again
-    return before + __popc(votes & lanes_below());
-}
-
 // Smallest magnitude in an interval of that half width about `centre`.
 __device__ __forceinline__ float nearest_zero(float centre, float half) {
     return fmaxf(fabsf(centre) - half, 0.0f);
@@ -113,7 +96,7 @@ forward(const Record* __restrict__ records, const int* __restrict__ starts, cons
     }
     int n_ranges;
     if (thread == 0) n_candidates = 0;
-    const int place_of_range = block_rank(length > 0, counts, n_ranges);
+    const int place_of_range = block_rank<WARPS>(length > 0, counts, n_ranges);
     if (length > 0) {
         range_begin[place_of_range] = begin;
         range_length[place_of_range] = length;
@@ -144,7 +127,7 @@ forward(const Record* __restrict__ records, const int* __restrict__ starts, cons
             }
         }
         int n_new;
-        const int slot = n_kept + block_rank(mask != 0, counts, n_new);
+        const int slot = n_kept + block_rank<WARPS>(mask != 0, counts, n_new);
         if (mask) {
             centre_b[slot] = make_float4(place[0], place[1], place[2], r.b);
             shape[slot] = make_float4(r.c, r.a, r.s1, r.s2);

@@ -48,3 +48,22 @@ __device__ __forceinline__ T warp_max(T value) {
     }
     return value;
 }
+
+// Place of this thread among those that say keep, and how many do. All threads of a block of so many WARPS take
+// part; counts is shared.
+template <int WARPS>
+__device__ __forceinline__ int block_rank(bool keep, int* counts, int& total) {
+    const unsigned votes = __ballot_sync(ALL_LANES, keep);
+    const int warp = threadIdx.x / WARP;
+    if (lane_index() == 0) counts[warp] = __popc(votes);
+    __syncthreads();
+    int before = 0;
+    total = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; ++w) {
+        if (w < warp) before += counts[w];
+        total += counts[w];
+    }
+    __syncthreads();  // counts may be written again
+    return before + __popc(votes & lanes_below());
+}

@@ -2,7 +2,7 @@
 // kernel and the tests run the same functions on the CPU. All return a CUDA error code, 0 if all went well.
 //
 // Order of work: prepare; sort_count, (exclusive scan by the caller), sort_scatter once per 8 bits of the keys;
-// cell_starts; pack; then forward and moments, (add_segments), finish as often as wanted.
+// cell_starts; pack; then forward and moments, (add_segments), finish as often as wanted. The 2D ones stand alone.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +50,13 @@ int64_t gsrecon_finish(const void* means, const void* covariances, const void* l
                        const void* moments, void* grad_means, void* grad_covariances, void* grad_log_weights,
                        void* grad_amplitudes, int64_t n_used, int64_t n_channels, int64_t doubles,
                        int64_t stream);
+
+// Complex 2D Gaussians: parameters (n_frames, n, 7), planes (n_frames, 2, nx, ny), all float32. The first adds to the
+// planes; the second writes the gradient (n_frames, n, 7) of (planes * image).sum().
+int64_t gsrecon_splat2d(const void* parameters, void* planes, int64_t n_frames, int64_t n, int64_t nx, int64_t ny,
+                        double cutoff, int64_t stream);
+int64_t gsrecon_splat2d_gradient(const void* parameters, const void* planes, void* gradient, int64_t n_frames,
+                                 int64_t n, int64_t nx, int64_t ny, double cutoff, int64_t stream);
 
 const char* gsrecon_error(int64_t code);
 }

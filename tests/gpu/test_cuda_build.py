@@ -66,6 +66,7 @@ def test_torch_operators(operators_library, shim_library):
 import sys, torch
 from bids_gsrecon.gpu.cuda import CudaBackend
 from tests.gpu import cuda_shim, fields
+from tests.gpu.test_splat2d import some_gaussians
 torch.ops.load_library(sys.argv[1])
 operators = torch.ops.bids_gsrecon_splat
 checked = set()
@@ -89,8 +90,12 @@ field = fields.concatenated(
 grad_sums = torch.randn((6, *shape), generator=torch.Generator().manual_seed(1))
 results = []
 for these in (Checked(), cuda_shim.Operators(sys.argv[2])):
-    plan = CudaBackend(these, 'cpu').plan(*field[:3], shape)
-    results.append((plan.forward(field[3]), *plan.backward(field[3], grad_sums)))
+    backend = CudaBackend(these, 'cpu')
+    plan = backend.plan(*field[:3], shape)
+    moving = torch.tensor(some_gaussians())
+    frames = backend.splat2d(moving, (23, 31))
+    flat = frames, backend.splat2d_gradient(moving, frames)
+    results.append((plan.forward(field[3]), *plan.backward(field[3], grad_sums), *flat))
 for a, b in zip(*results):
     assert torch.equal(a, b)
 names = {s.name.split('::')[1] for s in torch._C._jit_get_all_schemas() if 'bids_gsrecon_splat' in s.name}

@@ -1,25 +1,17 @@
 """Complex 2D Gaussians against plain formulas, finite differences and the adjoint; bits and threads."""
 
 import math
+import subprocess
+import sys
 
 import numba
 import numpy as np
 import pytest
 import torch
 
-from bids_gsrecon.gpu import thread_limit
+from bids_gsrecon.gpu import cuda_build, get_backend, thread_limit
+from bids_gsrecon.gpu.reference import reference_splat2d
 from bids_gsrecon.gpu.splat2d import frame_planes, splat, splat_gradient
-
-
-def reference(p, shape, cutoff=3.0):
-    """(T, 2, nx, ny) of (T, M, 7), every pixel against every Gaussian, differentiable."""
-    x = torch.arange(shape[0], dtype=p.dtype)[None, None, :, None]
-    y = torch.arange(shape[1], dtype=p.dtype)[None, None, None, :]
-    mu_x, mu_y, l11, l21, l22, re, im = (p[:, :, k, None, None] for k in range(7))
-    z1 = (x - mu_x) / l11
-    z2 = (y - mu_y - l21 * z1) / l22
-    w = (torch.exp(-0.5 * (z1**2 + z2**2)) - math.exp(-0.5 * cutoff**2)).clamp_min(0)
-    return torch.stack([(w * re).sum(1), (w * im).sum(1)], 1)
 
 
 def some_gaussians(n_frames=3, n=40, shape=(23, 31), seed=0):
@@ -41,7 +33,7 @@ def some_gaussians(n_frames=3, n=40, shape=(23, 31), seed=0):
 def test_values_and_gradients_match_the_formula(shape, cutoff):
     p = some_gaussians(shape=shape)
     exact = torch.tensor(p, dtype=torch.float64, requires_grad=True)
-    image = reference(exact, shape, cutoff)
+    image = reference_splat2d(exact, shape, cutoff)
     np.testing.assert_allclose(splat(p, shape, cutoff=cutoff), image.detach().numpy(), atol=3e-6)
     gradient = np.random.default_rng(1).normal(size=image.shape).astype(np.float32)
     (image * torch.tensor(gradient)).sum().backward()
@@ -52,7 +44,9 @@ def test_values_and_gradients_match_the_formula(shape, cutoff):
 
 def test_the_formula_has_the_gradient_of_finite_differences():
     p = torch.tensor(some_gaussians(1, 5), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q: (reference(q, (9, 11)) ** 2).sum(), (p,), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda q: (reference_splat2d(q, (9, 11)) ** 2).sum(), (p,), eps=1e-6, atol=1e-5
+    )
 
 
 def test_gradients_match_finite_differences_of_the_kernel():
@@ -139,3 +133,82 @@ def test_no_gaussians():
         0,
         7,
     )
+
+
+@pytest.fixture(
+    params=['reference', 'cpu', 'cuda kernels on the CPU', pytest.param('cuda', marks=pytest.mark.cuda)]
+)
+def backend(request):
+    if request.param == 'cuda kernels on the CPU':
+        return request.getfixturevalue('shim_backend')
+    if request.param == 'cuda' and (reason := cuda_build.why_not()):
+        pytest.skip(reason)
+    return get_backend(request.param)
+
+
+CASES = {
+    'many, odd shape': (some_gaussians(3, 300), (23, 31)),
+    'one row': (some_gaussians(2, 40, (1, 70)), (1, 70)),
+    'one column': (some_gaussians(2, 40, (70, 1)), (70, 1)),
+    'several tiles': (some_gaussians(2, 150, (50, 67)), (50, 67)),
+    'giants': (some_gaussians(1, 5, (60, 90)) * np.array([1, 1, 40, 40, 40, 1, 1], np.float32), (60, 90)),
+    'needles': (some_gaussians(1, 60, (40, 40)) * np.array([1, 1, 0.1, 8, 1, 1, 1], np.float32), (40, 40)),
+    'far outside': (some_gaussians(1, 20) + np.array([1e6, -1e6, 0, 0, 0, 0, 0], np.float32), (23, 31)),
+    'none': (np.zeros((2, 0, 7), np.float32), (5, 6)),
+    'no frames': (np.zeros((0, 4, 7), np.float32), (5, 6)),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('cutoff', [3.0, 3.3])
+def test_every_backend_agrees_with_the_formula(backend, name, cutoff):
+    p, shape = CASES[name]
+    p = torch.tensor(p)
+    exact = p.double().requires_grad_()
+    truth = reference_splat2d(exact, shape, cutoff)
+    given = p.double() if backend.name == 'reference' else p
+    frames = backend.splat2d(given, shape, cutoff)
+    assert frames.shape == truth.shape
+    scale = float(truth.detach().abs().max()) if truth.numel() else 0.0
+    torch.testing.assert_close(frames.double(), truth.detach(), rtol=0, atol=1e-5 * max(scale, 1e-3))
+    planes = torch.tensor(np.random.default_rng(1).normal(size=truth.shape).astype(np.float32))
+    gradient = backend.splat2d_gradient(given, planes, cutoff)
+    assert gradient.dtype == given.dtype and gradient.shape == p.shape
+    if p.numel():
+        (truth * planes.double()).sum().backward()
+        # The gradient jumps at the cut, where float32 may see a pixel on its other side: few and small.
+        error = (gradient.double() - exact.grad).norm() / exact.grad.norm().clamp_min(1e-12)
+        assert error < 1e-3
+
+
+def test_backends_refuse_the_same(backend):
+    good = torch.tensor(some_gaussians(1, 2))
+    bad = good.clone()
+    bad[0, 1, 2] = 0
+    with pytest.raises(ValueError, match='not finite or one of its widths'):
+        backend.splat2d(bad, (8, 8))
+    with pytest.raises(ValueError, match='parameters must be'):
+        backend.splat2d(good[..., :6], (8, 8))
+    with pytest.raises(ValueError, match='a frame has two positive sizes'):
+        backend.splat2d(good, (8, 0))
+    with pytest.raises(ValueError, match='planes must be'):
+        backend.splat2d_gradient(good, torch.zeros(2, 2, 8, 8))
+
+
+def test_kernels_give_the_same_bits_in_any_order_of_threads(shim_library):
+    """A missing barrier would show: the shim runs warps and lanes from the last to the first."""
+    from tests.gpu import cuda_shim
+
+    code = (
+        'import sys, torch, hashlib; from tests.gpu import cuda_shim; from tests.gpu.test_splat2d import CASES;'
+        'from bids_gsrecon.gpu.cuda import CudaBackend;'
+        'b = CudaBackend(cuda_shim.Operators(sys.argv[1]), "cpu"); p, s = CASES["several tiles"];'
+        'p = torch.tensor(p); f = b.splat2d(p, s);'
+        'print(hashlib.sha1(f.numpy().tobytes() + b.splat2d_gradient(p, f).numpy().tobytes()).hexdigest())'
+    )
+    command = [sys.executable, '-c', code, str(shim_library)]
+    straight, turned = (
+        subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        for env in (None, cuda_shim.reversed_order())
+    )
+    assert straight == turned
