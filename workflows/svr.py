@@ -197,6 +197,11 @@ def _description(config: Config, session: SvrSession) -> str:
         if options.get('slice_motion', True)
         else 'Rigid motion was estimated for whole stacks.'
     )
+    shapes = (
+        'Its Gaussians were given the shape of the anatomy by the structure tensor of a first volume.'
+        if options.get('anisotropic', True)
+        else ''
+    )
     robust = (
         'Pixels and slices that contradict the others were given less weight (as in [@svr]).'
         if options.get('robust', True)
@@ -210,5 +215,5 @@ def _description(config: Config, session: SvrSession) -> str:
     return f"""
 Stacks of thick slices of one contrast were reconstructed to one volume with isotropic voxels of
 {session.targets[0].output_mm:g} mm, made of three-dimensional Gaussians (after M-Gaussian [@mgaussian]) that slices
-see through a Gaussian point spread of their thickness. {masks} {prepared} {motion} {robust} {template}
+see through a Gaussian point spread of their thickness. {masks} {prepared} {motion} {shapes} {robust} {template}
 """

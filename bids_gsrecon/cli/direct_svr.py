@@ -78,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--no-robust', action='store_true', help='let slices that contradict all others count in full'
     )
     model.add_argument(
+        '--round-gaussians',
+        action='store_true',
+        help='keep the Gaussians round, instead of thin across edges and long along them',
+    )
+    model.add_argument(
         '--no-self-similarity',
         action='store_true',
         help='do not let places that look alike tell each other what noise hid',

@@ -26,6 +26,7 @@ from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
 from bids_gsrecon.recon.svr.quality import finish
 from bids_gsrecon.recon.svr.residual_field import add_residual_field
 from bids_gsrecon.recon.svr.robust import robust_weights
+from bids_gsrecon.recon.svr.shapes import NARROW_SIGMA, ShapedView, Shapes
 from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import NOISE_SMOOTHNESS, noise_variance, self_similar, solve_volume
@@ -226,9 +227,15 @@ class _Reconstruction:
         if self.options.robust:
             weights = robust_weights(predicted, pixels, gains)
         smoothness = NOISE_SMOOTHNESS * noise_variance(pixels.residual(predicted, gains))
-        image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=10)
+        seen = view
+        if self.options.anisotropic:
+            view = View.make(pixels, lattice, self.poses, self.backend, grid_sigma=NARROW_SIGMA)
+            seen = ShapedView(view, Shapes.of(image))
+        image = solve_volume(seen, weights, gains, image, smoothness=smoothness, n_iterations=10)
         if self.options.self_similarity:
-            image = self_similar(view, weights, gains, image, self.report)
+            image = self_similar(seen, weights, gains, image, self.report)
+        if self.options.anisotropic:
+            image = seen.shapes.spread(image)
         if self.options.residual_field:
             image = add_residual_field(
                 view, weights, gains, image, seed=self.options.seed, progress=self.report

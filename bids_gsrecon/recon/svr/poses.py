@@ -10,7 +10,7 @@ from numba import njit, prange
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels
-from bids_gsrecon.recon.svr.view import View
+from bids_gsrecon.recon.svr.view import GRID_SIGMA, View
 
 LONGEST_STEP_MM = 8.0
 LEAST_GAIN, MOST_GAIN = 0.1, 1.3  # of a slice: motion while it is excited takes signal away, nothing adds any
@@ -102,6 +102,8 @@ class PoseProblem:
         What slices are compared with: one volume for all, or one per stack (made without it, for instance).
     frame
         About what they turn.
+    grid_sigma
+        Of the images' Gaussians, in spacings of the grid.
     """
 
     pixels: Pixels
@@ -109,17 +111,21 @@ class PoseProblem:
     images: list[np.ndarray]
     frame: Frame
     backend: object
+    grid_sigma: float = GRID_SIGMA
 
     def _views(self, poses):
         """(pixels, view, image): of all, or stack by stack."""
         p = self.pixels
         if len(self.images) == 1:
-            yield slice(None), View.make(p, self.lattice, poses, self.backend), self.images[0]
+            yield slice(None), self._view(p, poses), self.images[0]
             return
         for stack, image in enumerate(self.images):
             mine = p.of_stack(stack)
             if mine.any():
-                yield mine, View.make(p.selected(mine), self.lattice, poses, self.backend), image
+                yield mine, self._view(p.selected(mine), poses), image
+
+    def _view(self, pixels: Pixels, poses: np.ndarray) -> View:
+        return View.make(pixels, self.lattice, poses, self.backend, grid_sigma=self.grid_sigma)
 
     def predict(self, poses: np.ndarray) -> np.ndarray:
         """(N,) what the volumes predict at these poses, without gains."""

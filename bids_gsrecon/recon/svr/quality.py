@@ -14,7 +14,7 @@ from bids_gsrecon.recon.svr.frame import stack_motion
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness
 from bids_gsrecon.recon.svr.poses import PoseProblem
 from bids_gsrecon.recon.svr.types import SliceTable, SvrResult
-from bids_gsrecon.recon.svr.view import CUTOFF, GRID_SIGMA, View, unit_mass, variance_ratio
+from bids_gsrecon.recon.svr.view import CUTOFF, View, unit_mass, variance_ratio
 
 LEAST_WEIGHT = 0.25  # of a slice that counts
 LEAST_NCC = 0.3  # with what the other stacks predict
@@ -32,9 +32,9 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
     """
     scale = brightness(stacks[reference])
     lattice = view.lattice
-    everything = View.make(run.pixels, lattice, run.poses, run.backend)
+    everything = View.make(run.pixels, lattice, run.poses, run.backend, grid_sigma=view.grid_sigma)
     mask = anatomy_mask(everything)
-    field = grid_field(image * scale, lattice, mask, GRID_SIGMA)
+    field = grid_field(image * scale, lattice, mask, view.grid_sigma)
     sampled = render([field], lattice, backend=run.options.device)
     size = run.pixels.size_mm[view.pixels.slice_of]
     per_pixel = size.prod(1) / lattice.voxel_sizes_mm[0] ** 3

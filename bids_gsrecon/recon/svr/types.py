@@ -26,6 +26,8 @@ class SvrOptions:
         Let pixels and slices that contradict all others count less.
     point_spread
         See the volume through the slices' thickness; without, as if it were their pixel size (for comparison).
+    anisotropic
+        Gaussians of the final volume are thin across edges and long along them; without, all are round.
     self_similarity
         Let places that look alike tell each other what noise and sampling hid.
     residual_field
@@ -47,6 +49,7 @@ class SvrOptions:
     slice_motion: bool = True
     robust: bool = True
     point_spread: bool = True
+    anisotropic: bool = True
     self_similarity: bool = True
     residual_field: bool = False
     joint_steps: int = 7

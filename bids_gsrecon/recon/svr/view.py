@@ -62,6 +62,8 @@ class View:
         (M, 3, 3) covariance of the point spread, turned with the slices, world.
     own_weight
         (M,) sum of the squares of the weights of one pixel.
+    grid_sigma
+        Standard deviation of the grid's Gaussians, of its spacing.
     """
 
     pixels: Pixels
@@ -70,10 +72,13 @@ class View:
     placed_mm: np.ndarray
     psf_mm2: np.ndarray
     own_weight: np.ndarray
+    grid_sigma: float
     _plan: object
 
     @classmethod
-    def make(cls, pixels: Pixels, lattice: Lattice, poses: np.ndarray, backend) -> View:
+    def make(
+        cls, pixels: Pixels, lattice: Lattice, poses: np.ndarray, backend, *, grid_sigma: float = GRID_SIGMA
+    ) -> View:
         """``poses`` (M, 4, 4): slice as stored to the volume's world. The lattice is isotropic."""
         import torch
 
@@ -82,7 +87,7 @@ class View:
         psf = np.einsum('mik,mk,mjk->mij', turned, pixels.psf_variance_mm2, turned)
         h = float(lattice.voxel_sizes_mm[0])
         inverse = lattice.world_to_voxel[:3, :3]
-        total = inverse @ (psf + (GRID_SIGMA * h) ** 2 * np.eye(3)) @ inverse.T / variance_ratio(CUTOFF)
+        total = inverse @ (psf + (grid_sigma * h) ** 2 * np.eye(3)) @ inverse.T / variance_ratio(CUTOFF)
         volume = np.sqrt(np.linalg.det(total))
         covariances = total.reshape(-1, 9)[:, _SIX].astype(np.float32)
         log_scales = -np.log(unit_mass(CUTOFF) * volume).astype(np.float32)
@@ -93,7 +98,7 @@ class View:
             lattice.shape,
             CUTOFF,
         )
-        return cls(pixels, lattice, poses, placed, psf, mean_square(CUTOFF) / volume, plan)
+        return cls(pixels, lattice, poses, placed, psf, mean_square(CUTOFF) / volume, grid_sigma, plan)
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """(N,) float32 values of the pixels."""
