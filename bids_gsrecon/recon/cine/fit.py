@@ -21,6 +21,8 @@ MODE_SCALES = (1.0, 0.3, 0.3)
 MOMENTS = (0.85, 0.92)
 # After the first half the steps shrink to this.
 LAST_STEP = 0.1
+# Once they shrink and the data are explained down to their noise, so many more: what follows would fit noise.
+ENOUGH, LAST_STEPS = 1.0, 10
 
 
 class CineFit:
@@ -66,7 +68,10 @@ class CineFit:
         return self.series.gradient(self.planes)[1] / self.series.n_samples
 
     def run(self, n_steps: int, report: Callable[[int, int], None] = lambda done, total: None) -> float:
-        """Make so many steps; returns chi^2."""
+        """Make so many steps at most; returns chi^2.
+
+        Ends early where chi^2 reaches 1, the residual that noise alone leaves (the discrepancy principle).
+        """
         field = self.field
         n_modes, n_dynamic = field.modes.shape[:2]
         laplacian = neighbour_laplacian(field.base[:n_dynamic, :2])
@@ -80,10 +85,16 @@ class CineFit:
         tie = tie.astype(np.float32)
         if self.learn_basis:
             adam.append(Adam(field.basis, BASIS_STEP))
+        late, pace = 0.0, 1.0 / max(0.5 * n_steps, 1)
         for step in range(n_steps):
-            late = max(0.0, step - 0.5 * n_steps) / max(0.5 * n_steps, 1)
             gradients, chi2 = self._gradients()
             self.history.append(chi2)
+            if step > 0.5 * n_steps:
+                if chi2 < ENOUGH:
+                    pace = max(pace, (1.0 - late) / LAST_STEPS)
+                late += pace
+            if late >= 1.0:
+                break
             if n_modes and n_dynamic:
                 spread = laplacian @ field.modes.transpose(1, 0, 2).reshape(n_dynamic, -1)
                 gradients[1] += tie * spread.reshape(n_dynamic, n_modes, -1).transpose(1, 0, 2)

@@ -27,7 +27,7 @@ class CineOptions:
     n_harmonics
         Of the heart beat, at the start: two modes each.
     iterations
-        Steps of Adam; 0: 120, and 7500 of the published model.
+        Steps of Adam at most (fewer once chi^2 is 1); 0: 120, and 7500 of the published model.
     smoothness
         Strength of the graph that ties the modes of neighbours together, 0: none.
     activity

@@ -173,6 +173,22 @@ def test_gradients_of_the_fit_match_finite_differences():
         )
 
 
+def test_the_fit_ends_where_only_noise_is_left(beating):
+    """With the noise believed twice as strong the data are explained early; half as strong, never."""
+    taken = {}
+    for factor in (0.5, 2.0):
+        kspace = replace(beating[0], weights=beating[0].weights / np.float32(factor))
+        steps = []
+        reconstruct_cine(
+            kspace,
+            CineOptions(iterations=80, fall_back=False),
+            progress=lambda stage, done, total, s=steps: s.append(done) if stage == 'Gaussians' else None,
+        )
+        taken[factor] = steps[-1]
+    assert taken[0.5] == 80
+    assert 40 < taken[2.0] < 60
+
+
 def test_more_motion_and_modes_do_not_change_the_images():
     field = small_field()
     before = field.render((20, 18))
