@@ -30,17 +30,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.gpu import get_backend
 from bids_gsrecon.imaging.foreground import dilated, eroded
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.metrics import ncc, psnr, resample_to, ssim
+from bids_gsrecon.imaging.resample import resample
 from bids_gsrecon.imaging.simulate_stacks import SimulatedStack, moving_stacks
 from bids_gsrecon.imaging.stacks import SliceStack
 from bids_gsrecon.interfaces.io import load_mask, load_volume
 from bids_gsrecon.recon.svr.method import svr
-from bids_gsrecon.recon.svr.motion import Frame
+from bids_gsrecon.recon.svr.motion import Frame, mean_motion
 from bids_gsrecon.recon.svr.pixels import collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem
 from bids_gsrecon.recon.svr.types import SvrOptions
@@ -88,9 +89,9 @@ class Problem:
         pixels = pixels.selected(pixels.in_mask)
         true = np.stack([self.true[s][k] for s, k in zip(pixels.stack_of, pixels.index)])
         a, b = pixels.placed(poses), pixels.placed(true)
-        u, _, v = np.linalg.svd((a - a.mean(0)).T @ (b - b.mean(0)))
+        turn, _ = Rotation.align_vectors(b - b.mean(0), a - a.mean(0))
         motion = np.eye(4)
-        motion[:3, :3] = v.T @ np.diag([1, 1, np.sign(np.linalg.det(v.T @ u.T))]) @ u.T
+        motion[:3, :3] = turn.as_matrix()
         motion[:3, 3] = b.mean(0) - motion[:3, :3] @ a.mean(0)
         error = np.linalg.norm(pixels.placed(motion @ poses) - b, axis=1)
         moved = Volume(image, Lattice(lattice.shape, motion @ lattice.affine))
@@ -122,9 +123,7 @@ class Problem:
         for stack in self.stacks:
             index = stack.lattice.world_to_voxel @ lattice.affine
             for target, source in ((total, stack.data * stack.mask), (count, stack.mask.astype(np.float32))):
-                target += ndimage.affine_transform(
-                    source, index[:3, :3], index[:3, 3], lattice.shape, order=1, mode='constant'
-                )
+                target += resample(source, index, lattice.shape, order=1)
         image = (total / np.maximum(count, 1e-3)).astype(np.float32)
         still = np.tile(np.eye(4), (collect_pixels(self.stacks).n_slices, 1, 1))
         row = self.score(image, lattice, self.stacks, still)
@@ -247,12 +246,8 @@ def held_out(stacks, number: int, resolution: float, whole, options) -> np.ndarr
     # Start from the poses of all stacks together, brought to the frame of this volume.
     kept = whole.slices.stack != number
     shift = result.poses @ np.linalg.inv(whole.poses[kept])
-    centre = frame.centre_mm
-    middle = np.median(shift[:, :3, :3] @ centre + shift[:, :3, 3], axis=0)
-    start = np.eye(4)
-    u, _, v = np.linalg.svd(np.mean(shift[:, :3, :3], axis=0))
-    start[:3, :3] = u @ v
-    start[:3, 3] = middle - start[:3, :3] @ centre
+    found = ~(result.slices.excluded | whole.slices.excluded[kept])
+    start = mean_motion(shift, found + 1e-9, frame.centre_mm)
     poses = start @ whole.poses[~kept]
     amplitudes = np.zeros(result.lattice.shape, np.float32)
     where = np.rint(result.lattice.to_index(result.field.means_mm)).astype(int)

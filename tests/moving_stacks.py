@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.gpu import get_backend
 from bids_gsrecon.imaging.lattice import Lattice
@@ -67,6 +68,5 @@ def pose_error_mm(pixels, estimated, true_by_slice):
     """Mean distance of mask points from their true place after one rigid motion of all."""
     masked = pixels.selected(pixels.in_mask)
     a, b = masked.placed(estimated), masked.placed(true_by_slice)
-    u, _, v = np.linalg.svd((a - a.mean(0)).T @ (b - b.mean(0)))
-    r = v.T @ np.diag([1, 1, np.sign(np.linalg.det(v.T @ u.T))]) @ u.T
-    return float(np.linalg.norm((a - a.mean(0)) @ r.T + b.mean(0) - b, axis=1).mean())
+    turn, _ = Rotation.align_vectors(b - b.mean(0), a - a.mean(0))
+    return float(np.linalg.norm(turn.apply(a - a.mean(0)) + b.mean(0) - b, axis=1).mean())

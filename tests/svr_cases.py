@@ -84,3 +84,17 @@ def small_motion(stack: int, index: int) -> np.ndarray:
     motion[:3, :3] = Rotation.from_euler('xyz', [2 + stack, -index, 5.0], degrees=True).as_matrix()
     motion[:3, 3] = [0.5 * index, -1.0, 2.0 + stack]
     return motion
+
+
+def replace_svr(monkeypatch) -> list[dict]:
+    """`fake_svr` in place of the method; what it is called with is appended to the list."""
+    import bids_gsrecon.recon.svr.method as module
+
+    calls = []
+
+    def svr(stacks, *, options, progress=None):
+        calls.append({'stacks': stacks, 'options': options})
+        return fake_svr(stacks, options=options, progress=progress)
+
+    monkeypatch.setattr(module, 'svr', svr)
+    return calls

@@ -11,32 +11,21 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.cine import ReconstructCine
 from bids_gsrecon.interfaces.cine_reportlets import CineReportlets
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
+from bids_gsrecon.workflows.nodes import init_targets_wf, light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_cine import IMAGES, init_ds_cine_wf
 from bids_gsrecon.workflows.plan_cine import CineSession, CineTarget, estimated_memory_gb
 
 
 def init_cine_session_wf(*, config: Config, session: CineSession, name: str) -> LiterateWorkflow:
-    """All series of one session; they have nothing to do with each other.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    session
-        What the planner found.
-    name
-        Of the workflow; part of the path of its work folder.
-    """
-    workflow = LiterateWorkflow(name=name)
-    for number, target in enumerate(session.targets):
-        summary = _summary(config, session) if number == 0 else None
-        series_wf = init_cine_wf(
-            config=config, target=target, summary=summary, name=f'{target.name.node_name()}_wf'
-        )
-        workflow.add_nodes([series_wf])
-    workflow.__postdesc__ = _description(config, session)
-    return workflow
+    """All series of one session."""
+    return init_targets_wf(
+        config=config,
+        targets=session.targets,
+        init_target_wf=init_cine_wf,
+        summary=_summary(config, session),
+        description=_description(config, session),
+        name=name,
+    )
 
 
 def init_cine_wf(

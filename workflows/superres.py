@@ -10,32 +10,21 @@ from bids_gsrecon.interfaces.images import PrepareTarget
 from bids_gsrecon.interfaces.reportlets import SuperresReportlets
 from bids_gsrecon.interfaces.superres import SuperResolve
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
+from bids_gsrecon.workflows.nodes import init_targets_wf, light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_superres import init_ds_superres_wf
 from bids_gsrecon.workflows.plan_superres import SuperresSession, SuperresTarget
 
 
 def init_superres_session_wf(*, config: Config, session: SuperresSession, name: str) -> LiterateWorkflow:
-    """All images of one session; they have nothing to do with each other.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    session
-        What the planner found.
-    name
-        Of the workflow; part of the path of its work folder.
-    """
-    workflow = LiterateWorkflow(name=name)
-    for number, target in enumerate(session.targets):
-        summary = _summary(config, session) if number == 0 else None
-        image_wf = init_superres_wf(
-            config=config, target=target, summary=summary, name=f'{target.name.node_name()}_wf'
-        )
-        workflow.add_nodes([image_wf])
-    workflow.__postdesc__ = _description(config)
-    return workflow
+    """All images of one session."""
+    return init_targets_wf(
+        config=config,
+        targets=session.targets,
+        init_target_wf=init_superres_wf,
+        summary=_summary(config, session),
+        description=_description(config),
+        name=name,
+    )
 
 
 def init_superres_wf(

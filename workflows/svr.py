@@ -12,7 +12,7 @@ from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.svr import CorrectStacks, PrepareStacks, ReconstructStacks
 from bids_gsrecon.interfaces.svr_reportlets import SvrReportlets
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
+from bids_gsrecon.workflows.nodes import init_targets_wf, light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_svr import init_ds_svr_wf
 from bids_gsrecon.workflows.plan_svr import SvrSession, SvrTarget
 
@@ -21,26 +21,15 @@ MARGIN_MM = 15.0  # of the volume's grid around the anatomy: motion, and what a 
 
 
 def init_svr_session_wf(*, config: Config, session: SvrSession, name: str) -> LiterateWorkflow:
-    """All volumes of one session; they have nothing to do with each other.
-
-    Parameters
-    ----------
-    config
-        Settings of the run.
-    session
-        What the planner found.
-    name
-        Of the workflow; part of the path of its work folder.
-    """
-    workflow = LiterateWorkflow(name=name)
-    for number, target in enumerate(session.targets):
-        summary = _summary(config, session) if number == 0 else None
-        # Without the space: what was done before a template was given is found again.
-        name_in_work = target.name.replaced(space=None).node_name()
-        volume_wf = init_svr_wf(config=config, target=target, summary=summary, name=f'{name_in_work}_wf')
-        workflow.add_nodes([volume_wf])
-    workflow.__postdesc__ = _description(config, session)
-    return workflow
+    """All volumes of one session."""
+    return init_targets_wf(
+        config=config,
+        targets=session.targets,
+        init_target_wf=init_svr_wf,
+        summary=_summary(config, session),
+        description=_description(config, session),
+        name=name,
+    )
 
 
 def init_svr_wf(

@@ -36,6 +36,12 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def add_simulation_arguments(parser: argparse.ArgumentParser, seed_of: str) -> None:
+    """``--seed`` and ``--verbose``, which every kind of ``gsrecon simulate`` takes."""
+    parser.add_argument('--seed', type=seed_number, default=0, metavar='N', help=f'seed of {seed_of}')
+    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+
+
 def image_stem(path) -> str:
     """File name without its NIfTI suffix."""
     name = Path(path).name

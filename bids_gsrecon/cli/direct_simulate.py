@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from bids_gsrecon.cli import simulate_cine, simulate_stacks
-from bids_gsrecon.cli.arguments import image_stem, output_image, positive_float, seed_number
+from bids_gsrecon.cli.arguments import add_simulation_arguments, image_stem, output_image, positive_float
 from bids_gsrecon.errors import InputError
 
 SUMMARY = 'thick slices, coarse voxels, moving stacks or cine k-space with known truth, with true headers'
@@ -74,8 +74,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--noise', type=float, default=0.0, metavar='F', help='Rician noise, fraction of the 99th percentile'
     )
-    parser.add_argument('--seed', type=seed_number, default=0, metavar='N', help='seed of the noise')
-    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+    add_simulation_arguments(parser, 'the noise')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from bids_gsrecon.cli.arguments import (
+    add_simulation_arguments,
     output_folder,
     positive_float,
     positive_int,
     refuse_overwrite,
-    seed_number,
 )
 from bids_gsrecon.errors import InputError
 
@@ -57,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--breathing', type=float, default=0.0, metavar='PX', help='amplitude of breathing')
     parser.add_argument('--fov', type=positive_float, default=360.0, metavar='MM', help='along the readout')
     parser.add_argument('--frame-ms', type=positive_float, default=40.0, metavar='MS', help='time of a frame')
-    parser.add_argument('--seed', type=seed_number, default=0, metavar='N', help='seed of texture and noise')
-    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+    add_simulation_arguments(parser, 'texture and noise')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from bids_gsrecon.cli.arguments import (
+    add_simulation_arguments,
     output_folder,
     positive_float,
     positive_int,
     refuse_overwrite,
-    seed_number,
 )
 from bids_gsrecon.errors import InputError
 
@@ -75,10 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='F',
         help='Rician noise, fraction of the 99.5th percentile in the mask (default: 0.02)',
     )
-    parser.add_argument(
-        '--seed', type=seed_number, default=0, metavar='N', help='seed of motion, gains and noise'
-    )
-    parser.add_argument('-v', '--verbose', action='store_true', help='show the traceback of an error')
+    add_simulation_arguments(parser, 'motion, gains and noise')
 
 
 def run(args: argparse.Namespace) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.fields.hdf5 import is_format, numbered, opened, written
 from bids_gsrecon.gpu.splat2d import PARAMETERS, splat
 
 FORMAT = 'bids_gsrecon.cine'
@@ -140,38 +138,20 @@ def transformed(parameters: np.ndarray, matrix, offset) -> np.ndarray:
 
 def save_cine(path, slices: list[DynamicField2D], metadata: dict | None = None) -> Path:
     """Write the fields of all slices; appears atomically."""
-    import h5py
-
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix='.h5', dir=path.parent)
-    os.close(handle)
-    try:
-        with h5py.File(temporary, 'w', track_order=True) as file:
-            file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata or {}))
-            for i, one in enumerate(slices):
-                group = file.create_group(f'slices/{i}')
-                group.attrs.update(
-                    min_width=one.min_width, periodic=one.periodic, metadata=json.dumps(one.metadata)
-                )
-                for name in _ARRAYS:
-                    group.create_dataset(name, data=getattr(one, name))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    with written(path, FORMAT, VERSION, metadata) as file:
+        for i, one in enumerate(slices):
+            group = file.create_group(f'slices/{i}')
+            group.attrs.update(
+                min_width=one.min_width, periodic=one.periodic, metadata=json.dumps(one.metadata)
+            )
+            for name in _ARRAYS:
+                group.create_dataset(name, data=getattr(one, name))
+    return Path(path)
 
 
 def is_cine(path) -> bool:
     """Whether the file is one that `save_cine` wrote."""
-    import h5py
-
-    try:
-        with h5py.File(path, 'r') as file:
-            return file.attrs.get('format') == FORMAT
-    except OSError:
-        return False
+    return is_format(path, FORMAT)
 
 
 def load_cine(path) -> tuple[list[DynamicField2D], dict]:
@@ -182,23 +162,14 @@ def load_cine(path) -> tuple[list[DynamicField2D], dict]:
     InputError
         Not such a file, damaged, or of a newer version.
     """
-    import h5py
-
-    try:
-        with h5py.File(path, 'r') as file:
-            if file.attrs.get('format') != FORMAT:
-                raise InputError(f'{path} is not a cine model of this package: give a *_model.h5.')
-            if int(file.attrs['version']) > VERSION:
-                raise InputError(f'{path} was written by a newer version: update bids_gsrecon to read it.')
-            slices = [
-                DynamicField2D(
-                    **{name: np.asarray(group[name]) for name in _ARRAYS},
-                    min_width=float(group.attrs['min_width']),
-                    periodic=bool(group.attrs['periodic']),
-                    metadata=json.loads(group.attrs['metadata']),
-                )
-                for _, group in sorted(file['slices'].items(), key=lambda item: int(item[0]))
-            ]
-            return slices, json.loads(file.attrs['metadata'])
-    except (OSError, KeyError) as error:
-        raise InputError(f'{path} cannot be read as a cine model ({error}): make it again.') from error
+    with opened(path, FORMAT, VERSION, what='cine model', example='*_model.h5') as (file, metadata):
+        slices = [
+            DynamicField2D(
+                **{name: np.asarray(group[name]) for name in _ARRAYS},
+                min_width=float(group.attrs['min_width']),
+                periodic=bool(group.attrs['periodic']),
+                metadata=json.loads(group.attrs['metadata']),
+            )
+            for group in numbered(file['slices'])
+        ]
+    return slices, metadata

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.fields.gaussians import GaussianField
+from bids_gsrecon.fields.hdf5 import numbered, opened, written
 
 FORMAT = 'bids_gsrecon.field'
 VERSION = 1
@@ -23,32 +21,18 @@ def save_field(path, layers: Sequence[GaussianField], metadata: dict | None = No
 
     World coordinates are scanner RAS millimetres, as everywhere in the package.
     """
-    import h5py
-
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix='.h5', dir=path.parent)
-    os.close(handle)
-    try:
-        with h5py.File(temporary, 'w', track_order=True) as file:
-            file.attrs.update(
-                format=FORMAT, version=VERSION, world='RAS mm', metadata=json.dumps(metadata or {})
-            )
-            for i, layer in enumerate(layers):
-                group = file.create_group(f'layers/{i}')
-                group.attrs['composition'] = layer.composition
-                group.attrs['channels'] = json.dumps(list(layer.channels))
-                group.attrs['metadata'] = json.dumps(layer.metadata)
-                for name in _ARRAYS:
-                    array = getattr(layer, name)
-                    group.create_dataset(
-                        name, data=array, compression='lzf' if array.size else None, shuffle=True
-                    )
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    with written(path, FORMAT, VERSION, metadata, world='RAS mm') as file:
+        for i, layer in enumerate(layers):
+            group = file.create_group(f'layers/{i}')
+            group.attrs['composition'] = layer.composition
+            group.attrs['channels'] = json.dumps(list(layer.channels))
+            group.attrs['metadata'] = json.dumps(layer.metadata)
+            for name in _ARRAYS:
+                array = getattr(layer, name)
+                group.create_dataset(
+                    name, data=array, compression='lzf' if array.size else None, shuffle=True
+                )
+    return Path(path)
 
 
 def load_field(path) -> tuple[list[GaussianField], dict]:
@@ -59,25 +43,17 @@ def load_field(path) -> tuple[list[GaussianField], dict]:
     InputError
         Not such a file, damaged, or of a newer version.
     """
-    import h5py
-
-    try:
-        with h5py.File(path, 'r') as file:
-            if file.attrs.get('format') != FORMAT:
-                raise InputError(
-                    f'{path} is not a Gaussian field of this package: give a *_field.h5 or *_scaffold.h5.'
-                )
-            if int(file.attrs['version']) > VERSION:
-                raise InputError(f'{path} was written by a newer version: update bids_gsrecon to read it.')
-            layers = [
-                GaussianField(
-                    **{name: np.asarray(group[name]) for name in _ARRAYS},
-                    composition=group.attrs['composition'],
-                    channels=json.loads(group.attrs['channels']),
-                    metadata=json.loads(group.attrs['metadata']),
-                )
-                for _, group in sorted(file['layers'].items(), key=lambda item: int(item[0]))
-            ]
-            return layers, json.loads(file.attrs['metadata'])
-    except (OSError, KeyError) as error:
-        raise InputError(f'{path} cannot be read as a Gaussian field ({error}): make it again.') from error
+    with opened(path, FORMAT, VERSION, what='Gaussian field', example='*_field.h5 or *_scaffold.h5') as (
+        file,
+        metadata,
+    ):
+        layers = [
+            GaussianField(
+                **{name: np.asarray(group[name]) for name in _ARRAYS},
+                composition=group.attrs['composition'],
+                channels=json.loads(group.attrs['channels']),
+                metadata=json.loads(group.attrs['metadata']),
+            )
+            for group in numbered(file['layers'])
+        ]
+    return layers, metadata

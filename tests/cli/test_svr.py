@@ -12,7 +12,7 @@ from bids_gsrecon.cli import direct, method_options, svr_files
 from bids_gsrecon.imaging.stacks import SLICE_ORDERS
 from bids_gsrecon.interfaces.io import save_volume
 from bids_gsrecon.interfaces.registration import load_itk_transform
-from tests.svr_cases import fake_svr, small_motion, write_stacks
+from tests.svr_cases import replace_svr, small_motion, write_stacks
 
 ALL = [
     'out.json',
@@ -34,16 +34,7 @@ def case(tmp_path):
 @pytest.fixture
 def fake(monkeypatch):
     """Replaces the method: these tests are about the command line."""
-    import bids_gsrecon.recon.svr.method as module
-
-    calls = []
-
-    def svr(stacks, *, options, progress=None):
-        calls.append({'stacks': stacks, 'options': options})
-        return fake_svr(stacks, options=options, progress=progress)
-
-    monkeypatch.setattr(module, 'svr', svr)
-    return calls
+    return replace_svr(monkeypatch)
 
 
 def run(*args):

@@ -17,7 +17,7 @@ from bids_gsrecon.interfaces.io import load_volume, save_volume
 from bids_gsrecon.interfaces.svr import CorrectStacks, PrepareStacks, ReconstructStacks
 from bids_gsrecon.interfaces.svr_outputs import SLICES_DICTIONARY, STACKS_DICTIONARY, read_table
 from bids_gsrecon.interfaces.svr_reportlets import SvrReportlets
-from tests.svr_cases import fake_svr, small_motion, write_stacks
+from tests.svr_cases import fake_svr, replace_svr, small_motion, write_stacks
 
 
 @pytest.fixture
@@ -33,16 +33,7 @@ def case(tmp_path, monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     """Replaces the method: these tests are about the nodes."""
-    import bids_gsrecon.recon.svr.method as module
-
-    calls = []
-
-    def svr(stacks, *, options, progress=None):
-        calls.append({'stacks': stacks, 'options': options})
-        return fake_svr(stacks, options=options)
-
-    monkeypatch.setattr(module, 'svr', svr)
-    return calls
+    return replace_svr(monkeypatch)
 
 
 def prepare(case, numbers=(1, 2, 3), masks=(1, 2, 3), **inputs):

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.svr.method import svr
-from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
+from bids_gsrecon.recon.svr.motion import Frame, mean_motion, neighbour_means
 from bids_gsrecon.recon.svr.pixels import collect_pixels
 from bids_gsrecon.recon.svr.poses import slice_gains
 from bids_gsrecon.recon.svr.residual_field import add_residual_field
@@ -37,6 +37,14 @@ def test_motion_and_its_parameters_are_inverse():
     motions = frame.motions(parameters)
     np.testing.assert_allclose(frame.parameters(motions), parameters, atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(motions[:, :3, :3]), 1.0)
+
+
+@pytest.mark.parametrize('origin_mm', [0.0, 300.0])
+def test_the_mean_of_opposite_turns_about_a_centre_is_rest(origin_mm):
+    centre = np.array([origin_mm, -2.0, 0.5 * origin_mm])
+    frame = Frame(centre, 12.0)
+    turns = np.array([[6.0, 0, 0, 1, 2, 3], [-6.0, 0, 0, -1, -2, -3]])
+    np.testing.assert_allclose(mean_motion(frame.motions(turns), np.ones(2), centre), np.eye(4), atol=1e-9)
 
 
 def test_edge_prior_is_symmetric_and_all_but_ignores_constants():
