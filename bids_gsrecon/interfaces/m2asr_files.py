@@ -1,4 +1,4 @@
-"""Weights and checkpoints of GaussM2ASR: written at once, read without executing anything in them."""
+"""Weights and checkpoints of GaussM2ASR: they appear whole, and are read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.fields.hdf5 import opened, written
 from bids_gsrecon.interfaces.io import write_atomically
 from bids_gsrecon.recon.m2asr.config import NetworkConfig
 from bids_gsrecon.recon.m2asr.types import CARD_FORMAT, Model
 
 WEIGHTS, CHECKPOINT = 'bids_gsrecon.m2asr.weights', 'bids_gsrecon.m2asr.checkpoint'
 VERSION = 1
-_WHAT = {WEIGHTS: 'weights of m2asr', CHECKPOINT: 'a checkpoint of an m2asr training'}
 HOW_TO_GET_WEIGHTS = (
-    'none are shipped, as they depend on the contrasts and the scanner: train them on pairs of your own with '
-    '"bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train" or "gsrecon m2asr train --pair T1W T2W -o FILE", '
-    'or take a file that somebody else trained so'
+    'none are shipped, as they depend on contrasts and scanners: train them with "bids_gsrecon BIDS_DIR OUTPUT_DIR '
+    'group --recon m2asr --train" or "gsrecon m2asr train --pair T1W T2W -o FILE", or take a file that somebody else '
+    'trained so'
 )
 
 
 def save_weights(path, model: Model) -> Path:
-    """Write a trained network, with its card; appears atomically."""
-    content = {
-        'format': WEIGHTS,
-        'version': VERSION,
-        'config': json.dumps(model.config.to_dict()),
-        'card': json.dumps(model.card),
-        'state': {name: tensor.detach().cpu().contiguous() for name, tensor in model.state.items()},
-    }
-    return _save(path, content)
+    """Write a trained network, with its card (HDF5); appears atomically."""
+    metadata = {'config': model.config.to_dict(), 'card': model.card}
+    with written(path, WEIGHTS, VERSION, metadata) as file:
+        for name, tensor in model.state.items():
+            values = tensor.detach().cpu().numpy()
+            file.create_dataset(
+                f'state/{name}', data=values, **({'fletcher32': True} if values.shape else {})
+            )
+    return Path(path)
 
 
 def load_weights(path) -> Model:
@@ -47,23 +49,73 @@ def load_weights(path) -> Model:
         Missing, truncated or damaged file, not one of ours, of another version, or whose weights are not those of the
         network that it names.
     """
-    content = _load(path, WEIGHTS, f'{path} does not exist: check the path of the weights ({HOW_TO_GET_WEIGHTS}).')
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path} does not exist: check the path of the weights; {HOW_TO_GET_WEIGHTS}.')
+    state: dict[str, torch.Tensor] = {}
+    with opened(
+        path, WEIGHTS, VERSION, what='file of m2asr weights', example='file that a training wrote'
+    ) as (
+        file,
+        metadata,
+    ):
+        config, card = _described(path, metadata)
+        for name, values in file['state'].items():
+            state[name] = torch.from_numpy(np.asarray(values[()]))
+    _check_state(path, config, state)
+    return Model(config, state, card)
+
+
+def read_card(path) -> dict:
+    """The card of weights alone.
+
+    Raises
+    ------
+    InputError
+        As `load_weights`, as far as it is read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'{path} does not exist: check the path of the weights; {HOW_TO_GET_WEIGHTS}.')
+    with opened(
+        path, WEIGHTS, VERSION, what='file of m2asr weights', example='file that a training wrote'
+    ) as (
+        _,
+        metadata,
+    ):
+        return _described(path, metadata)[1]
+
+
+def _described(path, metadata: dict) -> tuple[NetworkConfig, dict]:
+    """Network and card, where this version knows them."""
     try:
-        values, card = json.loads(content['config']), json.loads(content['card'])
-        state = dict(content['state'])
-        number = card['format']
+        card = dict(metadata['card'])
+        if card['format'] != CARD_FORMAT:
+            raise ValueError(f'its card has the format {card["format"]}, this version reads {CARD_FORMAT}')
+        return NetworkConfig.from_dict(metadata['config']), card
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f'{path} lacks a part of its weights ({error!r}): copy it again, or train again.') from error
-    try:
-        if number != CARD_FORMAT:
-            raise ValueError(f'its card has the format {number}, this version reads {CARD_FORMAT}')
-        config = NetworkConfig.from_dict(values)
-    except (TypeError, ValueError) as error:
         raise InputError(
             f'{path} was written by another version of bids_gsrecon ({error}): train again, or use that version.'
         ) from error
-    _check_state(path, config, state)
-    return Model(config, state, card)
+
+
+def _check_state(path, config: NetworkConfig, state: dict) -> None:
+    """Names and shapes of the weights are those of the network, and all of them are numbers."""
+    import torch
+
+    from bids_gsrecon.recon.m2asr.network import build
+
+    with torch.device('meta'):
+        wanted = build(config).state_dict()
+    if {name: tuple(t.shape) for name, t in state.items()} != {n: tuple(t.shape) for n, t in wanted.items()}:
+        raise InputError(
+            f'{path} holds weights of another size than the network that it names: take the file from its source '
+            'again, or train again.'
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+        raise InputError(f'{path} holds weights that are no numbers (NaN): train again.')
 
 
 @dataclass(frozen=True)
@@ -91,94 +143,62 @@ class CheckpointFile:
         """
         if not Path(self.path).exists():
             return None
-        content = _load(self.path, CHECKPOINT)
-        try:
-            theirs, state = json.loads(content['run']), content['state']
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f'{self.path} lacks a part of the checkpoint: delete it to start over.') from error
-        ours = json.loads(json.dumps(self.run))
+        content = _load_checkpoint(self.path)
+        theirs, ours = json.loads(content['run']), json.loads(json.dumps(self.run))
         names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         if names:
-            different = '; '.join(f'{n} {_short(theirs.get(n))} there, {_short(ours.get(n))} now' for n in names)
+            different = '; '.join(
+                f'{n} {_short(theirs.get(n))} there, {_short(ours.get(n))} now' for n in names
+            )
             raise InputError(
                 f'{self.path} is the checkpoint of another training ({different}): delete it to start over, or train '
                 'with what it was begun with.'
             )
-        return state
+        return content['state']
 
     def save(self, state: dict) -> None:
         """Keep ``state`` in place of the last."""
+        import torch
+
         content = {'format': CHECKPOINT, 'version': VERSION, 'run': json.dumps(self.run), 'state': state}
-        _save(self.path, content)
+
+        def write(temporary) -> None:
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(errno.ENOSPC, 'no space left') from error
+
+        write_atomically(self.path, write)
 
     def remove(self) -> None:
         """The training is done."""
         Path(self.path).unlink(missing_ok=True)
 
 
-def _save(path, content: dict) -> Path:
+def _load_checkpoint(path) -> dict:
+    """The content of a checkpoint; nothing but numbers, text and tensors is ever made of what it holds."""
     import torch
 
-    def write(temporary) -> None:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(errno.ENOSPC, 'the disk is full') from error
-
-    path = Path(path)
-    write_atomically(path, write)
-    return path
-
-
-def _load(path, kind: str, missing: str = '') -> dict:
-    """The content of a file of ours; nothing but numbers, text and tensors is ever made of what it holds."""
-    import torch
-
-    path, what = Path(path), _WHAT[kind]
-    if not path.is_file():
-        raise InputError(missing or f'{path} is no file: check the path.')
-    remedy = 'delete it to start over' if kind == CHECKPOINT else 'copy it again, or train again'
-    foreign = f'{path} does not hold {what}: give a file that "gsrecon m2asr train" or the group level wrote.'
+    foreign = InputError(f'{path} is no checkpoint of an m2asr training: delete it to start over.')
     try:
-        with path.open('rb') as file:
-            start = file.read(4)
-        if start and start != b'PK\x03\x04':
-            raise InputError(foreign)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise InputError(f'{path} is damaged: {remedy}.')
+            raise InputError(f'{path} is damaged: delete it to start over.')
         content = torch.load(path, map_location='cpu', weights_only=True)
     except zipfile.BadZipFile as error:
-        raise InputError(f'{path} is truncated: {remedy}.') from error
+        raise InputError(f'{path} is truncated or no checkpoint at all: delete it to start over.') from error
     except pickle.UnpicklingError as error:
-        raise InputError(foreign) from error
+        raise foreign from error
     except (OSError, RuntimeError, EOFError, zlib.error) as error:
-        raise InputError(f'{path} cannot be read ({type(error).__name__}): {remedy}.') from error
-    if not isinstance(content, dict) or content.get('format') != kind:
-        raise InputError(foreign)
+        raise InputError(
+            f'{path} cannot be read ({type(error).__name__}): delete it to start over.'
+        ) from error
+    if not isinstance(content, dict) or content.get('format') != CHECKPOINT or 'state' not in content:
+        raise foreign
     if content.get('version') != VERSION:
-        raise InputError(
-            f'{path} has version {content.get("version")} of the file format, this version of bids_gsrecon reads '
-            f'{VERSION}: {"delete it to start over" if kind == CHECKPOINT else "train again, or use the version that wrote it"}.'
-        )
+        raise InputError(f'{path} was written by another version of bids_gsrecon: delete it to start over.')
     return content
-
-
-def _check_state(path, config: NetworkConfig, state: dict) -> None:
-    """Names and shapes of the weights are those of the network, and all of them are numbers."""
-    import torch
-
-    from bids_gsrecon.recon.m2asr.network import build
-
-    with torch.device('meta'):
-        wanted = build(config).state_dict()
-    if {name: tuple(t.shape) for name, t in state.items()} != {n: tuple(t.shape) for n, t in wanted.items()}:
-        raise InputError(
-            f'{path} holds weights of another size than it says: train again, or take the file from its source again.'
-        )
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        raise InputError(f'{path} holds weights that are no numbers (NaN): train again.')
 
 
 def _short(value) -> str:

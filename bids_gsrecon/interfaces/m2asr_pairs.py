@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.fields.hdf5 import opened, written
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.resample import reached, resample
-from bids_gsrecon.interfaces.io import write_atomically
 from bids_gsrecon.recon.m2asr.types import Pair
 
 FORMAT = 'bids_gsrecon.m2asr.pair'
 VERSION = 1
+EXAMPLE = 'file of the cache of pairs'
 MIN_REACHED = 0.5  # of a slice that the reference must show, for it to be trained on
 HELD_GB = 2.0
 LEVELS = 65535
@@ -156,9 +155,6 @@ def make_pair(
 
 def save_pair(path, pair: Pair, *, key: str = '', sources: Sequence[str] = ()) -> Path:
     """Write a pair with 16 bits a voxel, compressed; appears atomically."""
-    import h5py
-
-    path = Path(path)
     facts = {
         'subject': pair.subject,
         'contrast': pair.contrast,
@@ -166,22 +162,19 @@ def save_pair(path, pair: Pair, *, key: str = '', sources: Sequence[str] = ()) -
         'key': key,
         'sources': list(sources),
     }
-
-    def write(temporary) -> None:
-        with h5py.File(temporary, 'w') as file:
-            file.attrs.update(format=FORMAT, version=VERSION, facts=json.dumps(facts))
-            file.attrs.update(affine=pair.lattice.affine, slice_axis=pair.slice_axis)
-            for name in ('reference', 'target'):
-                data = getattr(pair, name)
-                low, high = float(data.min()), float(data.max())
-                levels = np.round((data - low) * (LEVELS / (high - low))).astype(np.uint16)
-                stored = file.create_dataset(name, data=levels, compression='gzip', compression_opts=4, shuffle=True)
-                stored.attrs.update(low=low, high=high)
-            if pair.mask is not None:
-                file.create_dataset('mask', data=pair.mask, compression='gzip')
-
-    write_atomically(path, write)
-    return path
+    packed = {'compression': 'gzip', 'compression_opts': 4, 'shuffle': True, 'fletcher32': True}
+    with written(
+        path, FORMAT, VERSION, facts, affine=pair.lattice.affine, slice_axis=pair.slice_axis
+    ) as file:
+        for name in ('reference', 'target'):
+            data = getattr(pair, name)
+            low, high = float(data.min()), float(data.max())
+            levels = np.round((data - low) * (LEVELS / (high - low))).astype(np.uint16)
+            stored = file.create_dataset(name, data=levels, **packed)
+            stored.attrs.update(low=low, high=high)
+        if pair.mask is not None:
+            file.create_dataset('mask', data=pair.mask, **packed)
+    return Path(path)
 
 
 def load_pair(path) -> Pair:
@@ -190,31 +183,25 @@ def load_pair(path) -> Pair:
     Raises
     ------
     InputError
-        Missing, damaged, or of another version.
+        Missing, damaged, or of a newer version.
     """
-    import h5py
-
-    facts = read_facts(path)
-    try:
-        with h5py.File(path, 'r') as file:
-            images = {}
-            for name in ('reference', 'target'):
-                low, high = (float(file[name].attrs[end]) for end in ('low', 'high'))
-                images[name] = file[name][:].astype(np.float32) * ((high - low) / LEVELS) + low
-            mask = file['mask'][:] if 'mask' in file else None
-            lattice = Lattice(images['target'].shape, file.attrs['affine'])
-            axis = int(file.attrs['slice_axis'])
-    except (OSError, KeyError, ValueError) as error:
-        raise _unreadable(path) from error
+    with opened(path, FORMAT, VERSION, what='pair', example=EXAMPLE) as (file, facts):
+        images = {}
+        for name in ('reference', 'target'):
+            low, high = (float(file[name].attrs[end]) for end in ('low', 'high'))
+            images[name] = file[name][:].astype(np.float32) * ((high - low) / LEVELS) + low
+        mask = file['mask'][:] if 'mask' in file else None
+        lattice = Lattice(images['target'].shape, file.attrs['affine'])
+        axis = int(file.attrs['slice_axis'])
     return Pair(
-        facts.subject,
-        facts.contrast,
-        images['reference'],
-        images['target'],
-        lattice,
-        axis,
-        mask,
-        facts.reference_contrast,
+        subject=facts['subject'],
+        contrast=facts['contrast'],
+        reference=images['reference'],
+        target=images['target'],
+        lattice=lattice,
+        slice_axis=axis,
+        mask=mask,
+        reference_contrast=facts['reference_contrast'],
     )
 
 
@@ -226,24 +213,15 @@ def read_facts(path) -> PairFacts:
     InputError
         As `load_pair`.
     """
-    import h5py
-
-    try:
-        with h5py.File(path, 'r') as file:
-            if file.attrs.get('format') != FORMAT or int(file.attrs['version']) != VERSION:
-                raise _unreadable(path)
-            return PairFacts(**json.loads(file.attrs['facts']))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path) from error
-
-
-def _unreadable(path) -> InputError:
-    return InputError(f'{path} is no pair that this version can read: delete it, it is made again.')
+    with opened(path, FORMAT, VERSION, what='pair', example=EXAMPLE) as (_, facts):
+        return PairFacts(**facts)
 
 
 def _is_copy(matrix: np.ndarray) -> bool:
     shift = matrix[:3, 3]
-    return bool(np.allclose(matrix[:3, :3], np.eye(3), atol=1e-4) and np.abs(shift - np.round(shift)).max() < 1e-3)
+    return bool(
+        np.allclose(matrix[:3, :3], np.eye(3), atol=1e-4) and np.abs(shift - np.round(shift)).max() < 1e-3
+    )
 
 
 class PairFiles(Sequence):
