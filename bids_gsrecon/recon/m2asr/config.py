@@ -37,6 +37,14 @@ class NetworkConfig:
         Gaussians reproduce the zero-filled image, and the heads change them.
     carry
         Tokens of the cross attention begin as prompt + fused feature (ours), not as the prompt alone.
+    conv_blocks
+        Residual convolutions between the fusion and the tokens (ours: at small sizes they do the Transformer's work at
+        a fraction of its cost).
+    head_hidden
+        Hidden widths of the heads that read the parameters of Gaussians from a token.
+    patch
+        Side in pixels of the pieces that the network sees, in training and in use: its means and spectra over the image
+        then mean the same in both. 0: whole slices.
     spmf, frequency, reference
         Without: features are not fused by it (plain sum); without the frequency branch; without the reference image.
     top_t
@@ -57,6 +65,9 @@ class NetworkConfig:
     shuffle: int = 1
     start: str = 'published'
     carry: bool = False
+    conv_blocks: int = 0
+    head_hidden: tuple[int, ...] = (180, 720)
+    patch: int = 0
     spmf: bool = True
     frequency: bool = True
     reference: bool = True
@@ -67,6 +78,9 @@ class NetworkConfig:
         for name, allowed in (('start', STARTS), ('top_t', TOP_T), ('centres', CENTRES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {", ".join(allowed)}, not {getattr(self, name)!r}')
+        object.__setattr__(self, 'head_hidden', tuple(self.head_hidden))
+        if self.patch % self.multiple:
+            raise ValueError(f'the patch {self.patch} is not a multiple of {self.multiple}')
         if self.channels % self.heads:
             raise ValueError(f'{self.heads} heads do not divide {self.channels} channels')
 
@@ -107,8 +121,8 @@ class Schedule:
         Of Adam.
     milestones
         Steps of the second stage at which the rate is halved; none: cosine to zero.
-    batch, patch
-        Patches a step and their side, pixels; patch 0: whole slices.
+    batch
+        Patches a step.
     ema
         Decay of the running mean of the weights that is kept.
     frequency_loss, reference_loss
@@ -124,7 +138,6 @@ class Schedule:
     warm_up_steps: int = 2000
     milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000)
     batch: int = 8
-    patch: int = 0
     ema: float = 0.999
     frequency_loss: float = 0.01
     reference_loss: float = 0.3
@@ -142,32 +155,32 @@ class Size:
 SIZES = {
     'tiny': Size(
         NetworkConfig(
-            features=32, encoder_blocks=4, channels=32, heads=2, cross_layers=1, stages=0, stage_layers=0,
-            shuffle=2, start='exact', carry=True,
+            features=32, encoder_blocks=1, channels=32, heads=2, cross_layers=1, stages=0, stage_layers=0,
+            shuffle=2, start='exact', carry=True, conv_blocks=4, head_hidden=(64,), patch=64,
         ),
         Schedule(
             first_stage_steps=0, steps=12_000, learning_rate=2e-3, warm_up_steps=60, milestones=(), batch=4,
-            patch=64, precision='bfloat16', reference_loss=0.0, frequency_loss=0.0,
+            precision='bfloat16', reference_loss=0.0, frequency_loss=0.0,
         ),
     ),
     'small': Size(
         NetworkConfig(
-            features=32, encoder_blocks=4, channels=60, cross_layers=2, stages=2, stage_layers=2, shuffle=2,
-            start='exact', carry=True,
+            features=32, encoder_blocks=2, channels=60, cross_layers=1, stages=1, stage_layers=2, shuffle=2,
+            start='exact', carry=True, conv_blocks=6, head_hidden=(120,), patch=64,
         ),
         Schedule(
             first_stage_steps=0, steps=40_000, learning_rate=1e-3, warm_up_steps=200, milestones=(), batch=4,
-            patch=64, precision='bfloat16',
+            precision='bfloat16', frequency_loss=0.0, reference_loss=0.0,
         ),
     ),
     'medium': Size(
         NetworkConfig(
             features=64, encoder_blocks=8, channels=96, cross_layers=3, stages=3, stage_layers=3, start='exact',
-            carry=True,
+            carry=True, head_hidden=(96, 384), patch=96,
         ),
         Schedule(
             first_stage_steps=0, steps=200_000, learning_rate=5e-4, warm_up_steps=500, milestones=(), batch=8,
-            patch=96, precision='bfloat16',
+            precision='bfloat16',
         ),
     ),
     'paper': Size(NetworkConfig(), Schedule()),
