@@ -32,8 +32,7 @@ class M2asrTarget(TargetPlan):
     affine
         Of its grid.
     output_shape, output_affine
-        The finer grid, over the same field of view: its first voxel is centred where that of the image is, as the
-        discrete Fourier transform has it. Empty where a pair is made.
+        The finer grid, over the same box; its own where a pair is made.
     pair_file, pair_key
         Where the pair lies that is trained on, and what it is made of. Empty where weights are applied.
     is_made
@@ -155,15 +154,14 @@ def _plan_target(config: Config, plan: ParticipantPlan, scan: Scan, reference: S
 
 
 def finer_in_plane(lattice: Lattice, slice_axis: int, size_mm: float) -> Lattice:
-    """The same slices with pixels of about ``size_mm`` (a whole number of them) over the same field of view.
+    """The same slices with pixels of about ``size_mm`` (a whole number of them) over the same box.
 
-    The first voxel keeps its centre: so does an image whose k-space is padded with zeros. An axis that is as fine
-    already keeps its voxels.
+    An axis that is as fine already keeps its voxels.
     """
     extent = np.array(lattice.shape) * lattice.voxel_sizes_mm
     shape = np.maximum(np.round(extent / size_mm).astype(int), lattice.shape)
     shape[slice_axis] = lattice.shape[slice_axis]
-    return Lattice(tuple(shape), lattice.affine @ np.diag([*(np.array(lattice.shape) / shape), 1.0]))
+    return lattice.resampled(extent / shape)
 
 
 def _plan_pair(config: Config, target: M2asrTarget, reference: Scan, mask: str) -> None:

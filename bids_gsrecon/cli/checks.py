@@ -147,7 +147,9 @@ def check_m2asr(config: Config) -> None:
         raise InputError('--weights belongs to m2asr: add --recon m2asr, or leave it out.')
     if method.m2asr_train:
         if method.m2asr_weights and not method.m2asr_weights.endswith('.h5'):
-            raise InputError(f'--weights {method.m2asr_weights} does not end in .h5: name the file to write so.')
+            raise InputError(
+                f'--weights {method.m2asr_weights} does not end in .h5: name the file to write so.'
+            )
         return
     if method.recon != 'm2asr' or level == 'group' or execution.reports_only:
         return

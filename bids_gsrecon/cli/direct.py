@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     'superres': 'bids_gsrecon.cli.direct_superres',
     'svr': 'bids_gsrecon.cli.direct_svr',
     'cine': 'bids_gsrecon.cli.direct_cine',
+    'm2asr': 'bids_gsrecon.cli.direct_m2asr',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',

@@ -68,9 +68,7 @@ CINE_FIELDS = {name: name.removeprefix('cine_') for name in ('cine_model', 'cine
 CINE_SLOPPY = {'iterations': 10, 'fall_back': False}
 
 
-M2ASR_FIELDS = {
-    f'm2asr_{name}': name for name in ('size', 'max_minutes', 'max_steps', 'synthetic_fraction')
-}
+M2ASR_FIELDS = {f'm2asr_{name}': name for name in ('size', 'max_minutes', 'max_steps', 'synthetic_fraction')}
 M2ASR_SLOPPY = {'max_steps': 20}
 
 

@@ -91,11 +91,11 @@ class ApplyNetwork(SimpleInterface):
 
     def _run_interface(self, runtime):
         from bids_gsrecon.imaging.foreground import skull_stripped_support
-        from bids_gsrecon.imaging.lattice import Lattice, Volume
+        from bids_gsrecon.imaging.lattice import Lattice
         from bids_gsrecon.imaging.resample import reached, resample
         from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.m2asr_files import load_weights
-        from bids_gsrecon.interfaces.m2asr_outputs import application_record, zero_filled
+        from bids_gsrecon.interfaces.m2asr_outputs import application_record, before_network
         from bids_gsrecon.interfaces.m2asr_pairs import reference_on
         from bids_gsrecon.interfaces.registration import load_itk_transform
         from bids_gsrecon.recon.m2asr import method
@@ -131,7 +131,7 @@ class ApplyNetwork(SimpleInterface):
             matrix = reference.lattice.world_to_voxel @ motion @ lattice.affine
             brain = load_mask(inputs.mask, reference.lattice).astype(np.float32)
             inside = resample(brain, matrix, lattice.shape, 0) > 0.5
-        before = zero_filled(target, lattice)
+        before = before_network(target, lattice, inputs.slice_axis)
         images = {
             'out_file': (applied.image, np.float32),
             'out_reference': (guide, np.float32),
@@ -149,9 +149,9 @@ class ApplyNetwork(SimpleInterface):
                 model,
                 inputs.weights,
                 applied,
-                Volume(applied.image, lattice),
                 target,
-                before=before,
+                before,
+                slice_axis=inputs.slice_axis,
                 mask=inside,
                 seen=seen,
                 reference_contrast=inputs.reference_contrast,

@@ -105,10 +105,10 @@ def _check_state(path, config: NetworkConfig, state: dict) -> None:
     """Names and shapes of the weights are those of the network, and all of them are numbers."""
     import torch
 
-    from bids_gsrecon.recon.m2asr.network import build
+    from bids_gsrecon.recon.m2asr.network import Network
 
     with torch.device('meta'):
-        wanted = build(config).state_dict()
+        wanted = Network(config).state_dict()
     if {name: tuple(t.shape) for name, t in state.items()} != {n: tuple(t.shape) for n, t in wanted.items()}:
         raise InputError(
             f'{path} holds weights of another size than the network that it names: take the file from its source '

@@ -95,6 +95,24 @@ GLOSSARY = {
     'detail_gain': Figure(
         'Gain across scales', '', 'The same for learning from coarser copies of the image.'
     ),
+    'in_plane_factor': Figure(
+        'In-plane factor', '', 'How many times finer the pixels became; the network was trained on up to 4.'
+    ),
+    'contradiction_percent': Figure(
+        'Against the measurement',
+        '%',
+        'Within the spatial frequencies that were measured: how far the result is from the image as acquired, as a share '
+        'of the bright tissue. Noise that the network removed counts too.',
+        high=4.0,
+    ),
+    'change_percent': Figure(
+        'What the network added',
+        '%',
+        'Difference between the result and the same image without it, as a share of the bright tissue.',
+    ),
+    'reference_coverage_percent': Figure(
+        'Shown by the reference', '%', 'Share of the image; elsewhere pixels are interpolated.', low=90.0
+    ),
     'slice_factor': Figure('Slice factor', '', 'Output cells that one slice spacing is divided into.'),
     'n_gaussians': Figure('Gaussians', '', 'How many make up the image.'),
     'n_detail_gaussians': Figure(
@@ -153,6 +171,16 @@ PICTURES = {
         'Acquired slices minus the slices predicted from the result, on the grid of the acquisition, in units of the '
         'noise. It should look like noise: anatomy in this picture means motion, misregistration, a wrong slice '
         'profile, or detail that the model missed.',
+    ),
+    'change': (
+        'What the network added',
+        'The result minus the image without the network. It should show edges and fine structure; a whole region in one '
+        'colour means that the brightness was changed.',
+    ),
+    'contradiction': (
+        'Against the measurement',
+        'Within the spatial frequencies that were measured, the image as acquired minus the result, in the same colours. '
+        'It should be nearly empty: what is seen here was invented, or was noise.',
     ),
     'registration': (
         'Registration check',

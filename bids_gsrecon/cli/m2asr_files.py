@@ -1,0 +1,266 @@
+"""Files in and out of ``gsrecon m2asr``."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
+from bids_gsrecon.cli.m2asr_training import TrainingFiles, digest_of, weights_path
+from bids_gsrecon.cli.slices import sidecar_metadata
+from bids_gsrecon.cli.staging import staged
+from bids_gsrecon.errors import InputError, about
+from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.interfaces.headers import check_stack, read_header, slice_axis
+from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
+from bids_gsrecon.interfaces.m2asr_files import HOW_TO_GET_WEIGHTS, load_weights
+from bids_gsrecon.interfaces.m2asr_outputs import application_record, before_network
+from bids_gsrecon.interfaces.m2asr_pairs import make_pair
+from bids_gsrecon.interfaces.m2asr_split import HELD_OUT, update_split
+from bids_gsrecon.recon.m2asr.types import Applied, Model, Pair, TrainingOptions
+from bids_gsrecon.workflows.collect import ANAT_SUFFIXES
+
+SAME_GRID_MM = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingInputs:
+    """Everything a training takes; see `bids_gsrecon.cli.m2asr_training.train_and_write`."""
+
+    pairs: list[Pair]
+    options: TrainingOptions
+    files: TrainingFiles
+    data: list[dict]
+    digest: str
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class ApplicationInputs:
+    """Everything that is needed to apply a network."""
+
+    model: Model
+    reference: Volume
+    target: Volume
+    slice_axis: int
+    contrast: str
+    reference_contrast: str
+
+
+def read_training(args) -> TrainingInputs:
+    """Read and check the input of ``gsrecon m2asr train``; the split is written.
+
+    Raises
+    ------
+    InputError
+        Any input that cannot be used: file, why, remedy.
+    """
+    if not args.pair:
+        raise InputError(
+            f'{args.output} cannot be learned from nothing: give registered images of at least one subject with '
+            '--pair REFERENCE TARGET.'
+        )
+    files = TrainingFiles.of(weights_path(args.output), args.split)
+    images = [path for pair in args.pair for path in pair]
+    for path in files.all:
+        refuse_overwrite(path, *images)
+    given = {'size': args.size, 'max_minutes': args.max_minutes, 'max_steps': args.max_steps}
+    given['synthetic_fraction'] = args.synthetic_fraction
+    options = {name: value for name, value in given.items() if value is not None}
+    subjects = subject_names(args.pair)
+    pairs = [_read_pair(paths, subject, args) for paths, subject in zip(args.pair, subjects)]
+    output_folder(files.weights.parent)
+    output_folder(files.split.parent)
+    share = HELD_OUT if args.held_out is None else args.held_out
+    held_out, warnings = update_split(files.split, subjects, share=share, seed=args.random_seed)
+    return TrainingInputs(
+        pairs=pairs,
+        options=TrainingOptions(
+            **options,
+            seed=args.random_seed,
+            n_threads=args.threads or 0,
+            device=args.device,
+            validation_subjects=held_out,
+        ),
+        files=files,
+        data=[
+            {
+                'subject': pair.subject,
+                'contrast': pair.contrast,
+                'reference': str(paths[0]),
+                'target': str(paths[1]),
+            }
+            for pair, paths in zip(pairs, args.pair)
+        ],
+        digest=digest_of(
+            [part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())]
+        ),
+        warnings=warnings,
+    )
+
+
+def read_application(args) -> ApplicationInputs:
+    """Read and check the input of ``gsrecon m2asr apply``, the output folder last.
+
+    Raises
+    ------
+    InputError
+        Any input that cannot be used: file, why, remedy.
+    """
+    if not args.weights:
+        raise InputError(f'{args.target} needs trained weights (--weights FILE); {HOW_TO_GET_WEIGHTS}.')
+    inputs = (args.weights, args.reference, args.target)
+    for path in output_paths(args.output):
+        refuse_overwrite(path, *inputs)
+    model = load_weights(args.weights)
+    reference, target = load_volume(args.reference), load_volume(args.target)
+    axis = _shared_slices(args, reference.lattice, target.lattice)
+    output_image(args.output, *inputs)
+    return ApplicationInputs(
+        model, reference, target, axis, contrast_of(args.target), contrast_of(args.reference)
+    )
+
+
+def output_paths(output) -> tuple[Path, Path]:
+    """The image, and the .json beside it."""
+    output = Path(output)
+    return output, output.with_name(f'{image_stem(output)}.json')
+
+
+def write_application(args, inputs: ApplicationInputs, applied: Applied) -> dict:
+    """Write the image and its .json, which appear together; returns what is recorded of it."""
+    from bids_gsrecon import __version__
+
+    image, sidecar = output_paths(args.output)
+    lattice = inputs.reference.lattice
+    before = before_network(inputs.target, lattice, inputs.slice_axis)
+    record = application_record(
+        inputs.model,
+        args.weights,
+        applied,
+        inputs.target,
+        before,
+        slice_axis=inputs.slice_axis,
+        mask=_object(before.data),
+        reference_contrast=inputs.reference_contrast,
+    )
+    content = {
+        'Description': 'The same slices with finer pixels, by a trained network that looks at a reference (GaussM2ASR)',
+        'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
+        'Reference': str(args.reference),
+        'Target': str(args.target),
+        'SliceAxis': inputs.slice_axis,
+        'Contrast': inputs.contrast,
+        **record,
+    }
+    with staged(image.parent, [sidecar.name]) as folder:
+        save_volume(folder / image.name, applied.image, lattice.affine)
+        save_json(folder / sidecar.name, content)
+    return record
+
+
+def contrast_of(path) -> str:
+    """The BIDS suffix that a file's name ends with; empty: none that is known."""
+    last = re.split(r'[_\-.]', image_stem(path))[-1].lower()
+    return next((suffix for suffix in ANAT_SUFFIXES if suffix.lower() == last), '')
+
+
+def subject_names(pairs) -> list[str]:
+    """Whose each (reference, target) is: ``sub-<label>`` where a name says so, else named after its reference.
+
+    Pairs with the same reference are of one subject.
+    """
+    references = [Path(reference).resolve() for reference, _ in pairs]
+    names = []
+    for (_, target), reference in zip(pairs, references):
+        found = re.match(r'(sub-[0-9A-Za-z]+)_', Path(target).name) or re.match(
+            r'(sub-[0-9A-Za-z]+)_', reference.name
+        )
+        same_name = {path for path in references if path.name == reference.name}
+        alone = (
+            image_stem(reference) if len(same_name) == 1 else f'{reference.parent}/{image_stem(reference)}'
+        )
+        names.append(found[1] if found else alone)
+    return names
+
+
+def _read_pair(paths, subject: str, args) -> Pair:
+    reference_path, target_path = paths
+    reference, target = load_volume(reference_path), load_volume(target_path)
+    check_stack(target_path, target.data.shape)
+    motion = None
+    if args.register == 'rigid':
+        from bids_gsrecon.interfaces.registration import register_rigid
+
+        with about(target_path):
+            found = register_rigid(
+                reference, target, seed=args.random_seed, n_threads=args.threads or os.cpu_count() or 1
+            )
+        motion = found.moving_to_fixed
+    elif not target.lattice.same_as(reference.lattice, SAME_GRID_MM):
+        raise InputError(
+            f'{target_path} lies on another grid than its reference {reference_path}: resample both to one grid, or let '
+            'each reference be registered and brought to its target (--register rigid).'
+        )
+    axis = args.axis
+    if axis is None:
+        axis, _ = slice_axis(read_header(target_path), sidecar_metadata(target_path))
+    with about(target_path):
+        return make_pair(
+            reference,
+            target,
+            subject=subject,
+            contrast=contrast_of(target_path),
+            reference_contrast=contrast_of(reference_path) or 'T1w',
+            target_to_reference=motion,
+            slice_axis=axis,
+        )
+
+
+def _shared_slices(args, reference: Lattice, target: Lattice) -> int:
+    """The stored axis across the slices that both show.
+
+    Raises
+    ------
+    InputError
+        Other directions, slices or field of view.
+    """
+    names = f'{args.target} and its reference {args.reference}'
+    remedy = (
+        'bring the reference to the slices of the target first (bids_gsrecon does so), with smaller pixels.'
+    )
+    sizes = reference.voxel_sizes_mm, target.voxel_sizes_mm
+    cosines = [lattice.affine[:3, :3] / size for lattice, size in zip((reference, target), sizes)]
+    if np.abs(cosines[0] - cosines[1]).max() > 1e-3:
+        raise InputError(f'{names} differ in the direction of their axes: {remedy}')
+    box = np.array(reference.shape) * sizes[0], np.array(target.shape) * sizes[1]
+    apart = np.abs(reference.centre_mm - target.centre_mm).max()
+    # An acquisition may put its first pixel, and not its corner, where the finer one has it.
+    if np.abs(box[0] - box[1]).max() > 0.1 * sizes[1].max() or apart > 0.51 * sizes[1].max():
+        fields = ' against '.join(' x '.join(f'{length:.4g}' for length in lengths) for lengths in box[::-1])
+        raise InputError(
+            f'{names} differ in their field of view ({fields} mm, centres {apart:.2g} mm apart): {remedy}'
+        )
+    same = [
+        axis
+        for axis in range(3)
+        if reference.shape[axis] == target.shape[axis] and abs(sizes[0][axis] / sizes[1][axis] - 1) < 1e-3
+    ]
+    if args.axis is not None:
+        same = [axis for axis in same if axis == args.axis]
+    if not same:
+        raise InputError(f'{names} have no slices in common (the same number, equally far apart): {remedy}')
+    if len(same) == 3:
+        raise InputError(f'{names} have pixels of the same size: there is nothing to make finer.')
+    return max(same, key=lambda axis: (sizes[0][axis], -reference.shape[axis]))
+
+
+def _object(image: np.ndarray) -> np.ndarray:
+    """(i, j, k) bool: what is not background."""
+    from bids_gsrecon.imaging.foreground import foreground_threshold
+
+    return image > foreground_threshold(image)
