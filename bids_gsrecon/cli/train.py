@@ -78,7 +78,9 @@ def _prepare(config: Config, prepared: Prepared) -> None:
         try:
             built = build_in_child(part)
         except BuildError as error:
-            raise RuntimeError(f'the workflow could not be built: {str(error).strip().splitlines()[-1]}') from error
+            raise RuntimeError(
+                f'the workflow could not be built: {str(error).strip().splitlines()[-1]}'
+            ) from error
         announce(part, built)
         _check_space(part, built.plans)
         for target in _targets(built.plans):
@@ -96,7 +98,9 @@ def _parts(config: Config) -> Iterator[Config]:
     """The settings for a few participants at a time; those that do not exist come with the first."""
     labels, unknown = config.execution.participant_label, config.execution.unknown_participants
     size = AT_ONCE * max(config.resources.nprocs // config.resources.omp_nthreads, 1)
-    size = max(size, 64) if config.resources.plugin else size  # a cluster has more processors than this machine
+    size = (
+        max(size, 64) if config.resources.plugin else size
+    )  # a cluster has more processors than this machine
     for start in range(0, max(len(labels), 1), size):
         execution = replace(
             config.execution,
@@ -179,7 +183,11 @@ def _train(config: Config, files: list[Path]) -> str:
         validation_subjects=held_out,
     )
     data = [
-        {'subject': facts.subject, 'contrast': facts.contrast, 'files': [_relative(config, p) for p in facts.sources]}
+        {
+            'subject': facts.subject,
+            'contrast': facts.contrast,
+            'files': [_relative(config, p) for p in facts.sources],
+        }
         for facts in pairs.facts
     ]
     with ProgressBar() as progress:
@@ -200,7 +208,9 @@ def _train(config: Config, files: list[Path]) -> str:
 
 def _relative(config: Config, path: str) -> str:
     """Below the dataset, as a card travels further than the dataset does."""
-    return Path(path).relative_to(config.bids_dir).as_posix() if path.startswith(str(config.bids_dir)) else path
+    return (
+        Path(path).relative_to(config.bids_dir).as_posix() if path.startswith(str(config.bids_dir)) else path
+    )
 
 
 def _verdict(config: Config, prepared: Prepared, result: str, code: int) -> str:
