@@ -1,0 +1,195 @@
+"""What a training step sees: pieces of slices, made coarse on the fly.
+
+Volumes are cut to the box of their signal once; slices across any axis are views of it. The zero-filled piece of a
+slice is two small matrix products (`imaging.kspace_crop`), so nothing is cached on disk and every scale is as cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.kspace_crop import band_limited, coarse_side
+from bids_gsrecon.recon.m2asr.synthetic import LabelMap, random_contrasts, tissue_classes
+from bids_gsrecon.recon.m2asr.types import Pair
+
+GAIN = 0.15  # spread (log) of the brightness of either image: percentiles of another head may differ by it
+GAMMA = 0.15  # spread (log) of the reference's exponent
+NEARLY_ISOTROPIC = 1.15  # ratio of voxel sides below which slices are cut across all three axes
+
+
+def intensity_range(image: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
+    """(low, span) of the affine map to about 0..1: from the least value to the 99.5th percentile of what is brighter
+    than a hundredth of the maximum (in ``mask``, if given)."""
+    low, high = float(image.min()), float(image.max())
+    inside = image[image > low + 0.01 * (high - low)] if mask is None else image[mask]
+    span = float(np.percentile(inside, 99.5)) - low if inside.size else 0.0
+    return low, span if span > 0 else max(high - low, 1e-6)
+
+
+@dataclass(eq=False)
+class Subject:
+    """A pair, normalised and cut to the box of its mask.
+
+    Attributes
+    ----------
+    images
+        (2, X, Y, Z) float32: target, reference.
+    labels
+        (X, Y, Z) integers, tissue classes; None unless contrasts are to be made up.
+    start, full
+        (3,) where the box begins, and the size of the whole grid: the field of view of k-space.
+    axes
+        Axes across which slices are cut.
+    places
+        (M, 3) voxels of the mask.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    start: np.ndarray
+    full: np.ndarray
+    axes: tuple[int, ...]
+    places: np.ndarray
+    _matrices: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pair: Pair, patch: int, with_labels: bool) -> Subject:
+        """Cut and normalise.
+
+        Raises
+        ------
+        InputError
+            Slices smaller than a patch; an empty mask.
+        """
+        mask = pair.mask if pair.mask is not None else pair.target > pair.target.min()
+        if not mask.any():
+            raise InputError(f'The mask of {pair.subject} is empty: leave the subject or the mask out.')
+        sizes = pair.lattice.voxel_sizes_mm
+        isotropic = sizes.max() <= NEARLY_ISOTROPIC * sizes.min()
+        axes = (0, 1, 2) if isotropic else (pair.slice_axis,)
+        start, stop = _box(mask, patch, axes, pair.subject)
+        cut = tuple(slice(a, b) for a, b in zip(start, stop))
+        images = []
+        for image in (pair.target, pair.reference):
+            low, span = intensity_range(image, mask)
+            images.append((image[cut] - low) / span)
+        images = np.stack(images).astype(np.float32)
+        labels = tissue_classes(images, mask[cut]) if with_labels else None
+        full = np.array(mask.shape)
+        return cls(images, labels, start, full, axes, np.argwhere(mask[cut]))
+
+    @classmethod
+    def of_labels(cls, labels: LabelMap, patch: int) -> Subject:
+        """Of a label map: no images, only contrasts that are made up."""
+        mask = labels.labels > 0
+        sizes = labels.lattice.voxel_sizes_mm
+        axes = (0, 1, 2) if sizes.max() <= NEARLY_ISOTROPIC * sizes.min() else (labels.lattice.coarsest_axis,)
+        start, stop = _box(mask, patch, axes, 'the label map')
+        cut = tuple(slice(a, b) for a, b in zip(start, stop))
+        full = np.array(mask.shape)
+        return cls(
+            np.zeros((2, 0, 0, 0), np.float32), labels.labels[cut], start, full, axes, np.argwhere(mask[cut])
+        )
+
+    def draw(self, rng: np.random.Generator, patch: int, factor: float, synthetic: bool):
+        """Zero-filled target, reference and target (patch, patch) of a random place, and n / m."""
+        axis = int(rng.choice(self.axes))
+        place = self.places[rng.integers(len(self.places))]
+        source = self.labels if synthetic else self.images
+        plane = np.moveaxis(source, axis - 3, 0)[place[axis]]
+        if synthetic:
+            plane = random_contrasts(plane, rng)
+        first, second = (a for a in range(3) if a != axis)
+        ranges, matrices, ratio = [], [], 1.0
+        for a in (first, second):
+            size = plane.shape[1 + (a == second)]
+            low = int(np.clip(place[a] - rng.integers(patch), 0, size - patch)) if patch else 0
+            ranges.append(slice(low, low + (patch or size)))
+            matrix, side = self._matrix(a, factor, size)
+            matrices.append(matrix[ranges[-1]])
+            ratio *= self.full[a] / side
+        sharp = plane[(slice(None), *ranges)]
+        coarse = sharp[0]
+        if factor > 1:
+            # torch, whose threads are the caller's to limit; numpy's BLAS has its own.
+            rows, columns = (torch.from_numpy(matrix) for matrix in matrices)
+            whole = torch.from_numpy(np.ascontiguousarray(plane[0]))
+            coarse = (rows @ whole @ columns.T).abs().numpy()
+        return np.stack([coarse, sharp[1], sharp[0]]), ratio**0.5
+
+    def _matrix(self, axis: int, factor: float, size: int) -> tuple[np.ndarray, int]:
+        """(size, size) part of the low-pass of the whole side that acts on the box; and the coarse side."""
+        n = int(self.full[axis])
+        m = coarse_side(n, factor)
+        if (n, m, size) not in self._matrices:
+            row = band_limited(np.zeros(1), n, m)[0]
+            apart = np.arange(size)[:, None] - np.arange(size)
+            self._matrices[n, m, size] = row[apart % n].astype(np.float32)
+        return self._matrices[n, m, size], m
+
+
+@dataclass(eq=False)
+class Sampler:
+    """Draws batches; the draw of a step depends on (seed, rank, step) alone.
+
+    Attributes
+    ----------
+    subjects, made_up
+        Real pairs, and what made-up contrasts are drawn from.
+    patch
+        0: whole slices (of one size).
+    """
+
+    subjects: list[Subject]
+    made_up: list[Subject]
+    patch: int
+    batch: int
+    synthetic_fraction: float
+    seed: int
+
+    def draw(self, step: int, rank: int, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """(3, B, h, w) float32: zero-filled, reference, target; and (B,) scales."""
+        rng = np.random.default_rng([self.seed, rank, step])
+        samples, ratios = [], []
+        for _ in range(self.batch):
+            synthetic = rng.random() < self.synthetic_fraction
+            group = self.made_up if synthetic else self.subjects
+            subject = group[rng.integers(len(group))]
+            sample, ratio = subject.draw(rng, self.patch, rng.uniform(*scales), synthetic)
+            samples.append(_augmented(sample, rng))
+            ratios.append(ratio)
+        return np.stack(samples, 1), np.array(ratios, np.float32)
+
+
+def _augmented(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Flipped, transposed (if square), with other brightness; the target and its coarse image alike."""
+    if rng.random() < 0.5:
+        sample = sample[:, ::-1]
+    if rng.random() < 0.5:
+        sample = sample[:, :, ::-1]
+    if sample.shape[1] == sample.shape[2] and rng.random() < 0.5:
+        sample = sample.transpose(0, 2, 1)
+    gains = np.exp(rng.uniform(-GAIN, GAIN, 2)).astype(np.float32)
+    gamma = np.float32(np.exp(rng.uniform(-GAMMA, GAMMA)))
+    out = sample * gains[[0, 1, 0], None, None]
+    out[1] = gains[1] * np.maximum(sample[1], 0) ** gamma
+    return out
+
+
+def _box(mask: np.ndarray, patch: int, axes, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Box of the mask, two voxels wider, at least a patch wide where slices are cut (and the grid is)."""
+    where = np.argwhere(mask)
+    size = np.array(mask.shape)
+    low, high = np.maximum(where.min(0) - 2, 0), np.minimum(where.max(0) + 3, size)
+    in_plane = [a for a in range(3) if len(axes) > 1 or a != axes[0]]
+    for a in in_plane:
+        lacking = max(patch - (high[a] - low[a]), 0)
+        low[a] = max(0, min(low[a] - lacking // 2, size[a] - patch))
+        high[a] = min(size[a], max(high[a], low[a] + patch))
+        if high[a] - low[a] < max(patch, 8):
+            raise InputError(f'The slices of {name} are smaller than {max(patch, 8)} pixels.')
+    return low, high
