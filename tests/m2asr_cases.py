@@ -43,7 +43,7 @@ def fake_model(size: str = 'tiny', **card) -> Model:
         'reference_contrast': 'T1w',
         'voxel_mm': [1.0, 1.0],
         'field_of_view_mm': [40.0, 44.0],
-        'subjects': ['sub-01', 'sub-02'],
+        'subjects': ['sub-01'],
         'validation_subjects': ['sub-02'],
         'steps': 3,
         'minutes': 0.1,
@@ -64,10 +64,10 @@ def fake_train(pairs, options=None, *, checkpoint=None, progress=None) -> Model:
         if progress:
             progress('training', number + 1, len(pairs))
     held_out = list(options.validation_subjects)
-    scores = [{'scale': 2.0, 'psnr_db': 30.0, 'zero_filled_db': 27.0}] if held_out else []
+    scores = {'2': {'psnr_db': 30.0, 'zero_filled_db': 27.0}} if held_out else {}
     return fake_model(
         options.size,
-        subjects=sorted(set(subjects)),
+        subjects=sorted(set(subjects) - set(held_out)),
         validation_subjects=held_out,
         contrasts=sorted({pairs[n].contrast for n in range(len(pairs))}),
         scores=scores,
@@ -95,7 +95,9 @@ def fake_apply(
     image = zero_filled(target, target_lattice, reference_lattice, slice_axis) + np.float32(ADDED)
     factors = np.delete(np.array(reference_lattice.shape) / np.array(target_lattice.shape), slice_axis)
     known = model.card['contrasts']
-    warnings = [] if contrast in known else [f'the network was trained on {", ".join(known)}, not on {contrast}']
+    warnings = (
+        [] if contrast in known else [f'the network was trained on {", ".join(known)}, not on {contrast}']
+    )
     return Applied(image.astype(np.float32), warnings, tuple(float(f) for f in factors))
 
 

@@ -63,6 +63,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group('data')
     _add_axis(data, 'the targets')
     data.add_argument(
+        '--labels',
+        nargs='+',
+        metavar='MAP',
+        help='tissue labels (integers, 0 outside) of any heads: contrasts are made up of them, with --synthetic-fraction '
+        '(default: of the pairs themselves)',
+    )
+    data.add_argument(
         '--register',
         choices=('header', 'rigid'),
         default='header',
@@ -131,6 +138,7 @@ def _train(args: argparse.Namespace) -> str:
             inputs.files,
             data=inputs.data,
             digest=inputs.digest,
+            labels=inputs.labels,
             progress=progress if is_main_process() else None,
         )
     if not is_main_process():
@@ -149,29 +157,31 @@ def _apply(args: argparse.Namespace) -> str:
 
     from bids_gsrecon.cli.m2asr_files import read_application, write_application
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.errors import about
+    from bids_gsrecon.errors import about, named
 
     started = time.monotonic()
     inputs = read_application(args)
-    from bids_gsrecon.recon.m2asr import method
+    from bids_gsrecon.interfaces.m2asr_outputs import apply_network
 
-    with ProgressBar() as progress, about(args.target):
-        applied = method.apply(
+    with ProgressBar() as progress, about(args.target), named(args.target):
+        made = apply_network(
             inputs.model,
-            inputs.reference.data,
-            inputs.reference.lattice,
-            inputs.target.data,
-            inputs.target.lattice,
+            args.weights,
+            inputs.reference,
+            inputs.target,
             slice_axis=inputs.slice_axis,
+            mask=inputs.mask,
             contrast=inputs.contrast,
+            reference_contrast=inputs.reference_contrast,
             n_threads=args.threads or 0,
             device=args.device,
             progress=progress,
         )
-    record = write_application(args, inputs, applied)
+    write_application(args, inputs, made)
+    record = made.record
     for warning in record['Warnings']:
         _note(warning)
-    factors = ' x '.join(f'{factor:.3g}' for factor in applied.scale)
+    factors = ' x '.join(f'{factor:.3g}' for factor in made.applied.scale)
     seconds = time.monotonic() - started
     return f'gsrecon m2asr: {record["Verdict"]}, pixels {factors} times finer in {seconds:.0f} s -> {args.output}'
 

@@ -15,13 +15,15 @@ from bids_gsrecon.cli.slices import sidecar_metadata
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.imaging.support import find_support
 from bids_gsrecon.interfaces.headers import check_stack, read_header, slice_axis
-from bids_gsrecon.interfaces.io import load_volume, save_json, save_volume
+from bids_gsrecon.interfaces.io import load_array, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.m2asr_files import HOW_TO_GET_WEIGHTS, load_weights
-from bids_gsrecon.interfaces.m2asr_outputs import application_record, before_network
+from bids_gsrecon.interfaces.m2asr_outputs import Application
 from bids_gsrecon.interfaces.m2asr_pairs import make_pair
 from bids_gsrecon.interfaces.m2asr_split import HELD_OUT, update_split
-from bids_gsrecon.recon.m2asr.types import Applied, Model, Pair, TrainingOptions
+from bids_gsrecon.recon.m2asr.synthetic import LabelMap
+from bids_gsrecon.recon.m2asr.types import Model, Pair, TrainingOptions
 from bids_gsrecon.workflows.collect import ANAT_SUFFIXES
 
 SAME_GRID_MM = 0.05
@@ -36,6 +38,7 @@ class TrainingInputs:
     files: TrainingFiles
     data: list[dict]
     digest: str
+    labels: list[LabelMap] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -46,6 +49,7 @@ class ApplicationInputs:
     model: Model
     reference: Volume
     target: Volume
+    mask: np.ndarray
     slice_axis: int
     contrast: str
     reference_contrast: str
@@ -65,7 +69,11 @@ def read_training(args) -> TrainingInputs:
             '--pair REFERENCE TARGET.'
         )
     files = TrainingFiles.of(weights_path(args.output), args.split)
-    images = [path for pair in args.pair for path in pair]
+    images = [*(path for pair in args.pair for path in pair), *(args.labels or ())]
+    if args.labels and not args.synthetic_fraction:
+        raise InputError(
+            f'{args.labels[0]} (--labels) is used for contrasts that are made up: say how many, --synthetic-fraction 0.2.'
+        )
     for path in files.all:
         refuse_overwrite(path, *images)
     given = {'size': args.size, 'max_minutes': args.max_minutes, 'max_steps': args.max_steps}
@@ -73,6 +81,7 @@ def read_training(args) -> TrainingInputs:
     options = {name: value for name, value in given.items() if value is not None}
     subjects = subject_names(args.pair)
     pairs = [_read_pair(paths, subject, args) for paths, subject in zip(args.pair, subjects)]
+    labels = [_read_labels(path) for path in args.labels or ()]
     output_folder(files.weights.parent)
     output_folder(files.split.parent)
     share = HELD_OUT if args.held_out is None else args.held_out
@@ -97,8 +106,12 @@ def read_training(args) -> TrainingInputs:
             for pair, paths in zip(pairs, args.pair)
         ],
         digest=digest_of(
-            [part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())]
+            [
+                *(part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())),
+                *(one.labels.tobytes() for one in labels),
+            ]
         ),
+        labels=labels,
         warnings=warnings,
     )
 
@@ -121,7 +134,13 @@ def read_application(args) -> ApplicationInputs:
     axis = _shared_slices(args, reference.lattice, target.lattice)
     output_image(args.output, *inputs)
     return ApplicationInputs(
-        model, reference, target, axis, contrast_of(args.target), contrast_of(args.reference)
+        model,
+        reference,
+        target,
+        find_support(reference)[0],
+        axis,
+        contrast_of(args.target),
+        contrast_of(args.reference),
     )
 
 
@@ -131,23 +150,11 @@ def output_paths(output) -> tuple[Path, Path]:
     return output, output.with_name(f'{image_stem(output)}.json')
 
 
-def write_application(args, inputs: ApplicationInputs, applied: Applied) -> dict:
-    """Write the image and its .json, which appear together; returns what is recorded of it."""
+def write_application(args, inputs: ApplicationInputs, made: Application) -> None:
+    """Write the image and its .json, which appear together."""
     from bids_gsrecon import __version__
 
     image, sidecar = output_paths(args.output)
-    lattice = inputs.reference.lattice
-    before = before_network(inputs.target, lattice, inputs.slice_axis)
-    record = application_record(
-        inputs.model,
-        args.weights,
-        applied,
-        inputs.target,
-        before,
-        slice_axis=inputs.slice_axis,
-        mask=_object(before.data),
-        reference_contrast=inputs.reference_contrast,
-    )
     content = {
         'Description': 'The same slices with finer pixels, by a trained network that looks at a reference (GaussM2ASR)',
         'GeneratedBy': {'Name': 'bids_gsrecon', 'Version': __version__},
@@ -155,12 +162,11 @@ def write_application(args, inputs: ApplicationInputs, applied: Applied) -> dict
         'Target': str(args.target),
         'SliceAxis': inputs.slice_axis,
         'Contrast': inputs.contrast,
-        **record,
+        **made.record,
     }
     with staged(image.parent, [sidecar.name]) as folder:
-        save_volume(folder / image.name, applied.image, lattice.affine)
+        save_volume(folder / image.name, made.image.data, made.image.affine)
         save_json(folder / sidecar.name, content)
-    return record
 
 
 def contrast_of(path) -> str:
@@ -218,7 +224,30 @@ def _read_pair(paths, subject: str, args) -> Pair:
             reference_contrast=contrast_of(reference_path) or 'T1w',
             target_to_reference=motion,
             slice_axis=axis,
+            mask=find_support(reference)[0],
         )
+
+
+def _read_labels(path) -> LabelMap:
+    """A map of whole numbers, two tissues or more.
+
+    Raises
+    ------
+    InputError
+        Anything else.
+    """
+    data, lattice = load_array(path)
+    values = np.unique(data[np.isfinite(data)])
+    if (
+        not np.isfinite(data).all()
+        or (values != np.round(values)).any()
+        or values.min() < 0
+        or len(values) > 5000
+    ):
+        raise InputError(f'{path} is no map of labels: give whole numbers, 0 outside.')
+    if (values > 0).sum() < 2:
+        raise InputError(f'{path} has fewer than two tissues: nothing can be told apart in it.')
+    return LabelMap(data, lattice)
 
 
 def _shared_slices(args, reference: Lattice, target: Lattice) -> int:
@@ -257,10 +286,3 @@ def _shared_slices(args, reference: Lattice, target: Lattice) -> int:
     if len(same) == 3:
         raise InputError(f'{names} have pixels of the same size: there is nothing to make finer.')
     return max(same, key=lambda axis: (sizes[0][axis], -reference.shape[axis]))
-
-
-def _object(image: np.ndarray) -> np.ndarray:
-    """(i, j, k) bool: what is not background."""
-    from bids_gsrecon.imaging.foreground import foreground_threshold
-
-    return image > foreground_threshold(image)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.recon.m2asr.synthetic import LabelMap
 from bids_gsrecon.recon.m2asr.types import Model, Pair, TrainingOptions
 
 
@@ -56,6 +57,7 @@ def train_and_write(
     *,
     data: list[dict],
     digest: str,
+    labels: Sequence[LabelMap] = (),
     progress=None,
 ) -> Model:
     """Train (or go on training), then write weights and card together; the checkpoint goes last.
@@ -67,7 +69,9 @@ def train_and_write(
     data
         For the card: where each pair came from.
     digest
-        Of what the pairs hold: a checkpoint of other pairs is refused.
+        Of what the pairs (and labels) hold: a checkpoint of others is refused.
+    labels
+        As `train` takes them.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def train_and_write(
         'pairs': digest,
     }
     checkpoint = CheckpointFile(files.checkpoint, run)
-    model = method.train(pairs, options, checkpoint=checkpoint, progress=progress)
+    model = method.train(pairs, options, labels=labels, checkpoint=checkpoint, progress=progress)
     if not is_main_process():
         return model
     model.card['data'] = data
@@ -130,16 +134,6 @@ def score_text(card: dict) -> str:
     scores = card.get('scores')
     if not scores:
         return ''
-    best = (
-        scores[-1]
-        if isinstance(scores, list)
-        else {'scale': list(scores)[-1], **_flat(list(scores.values())[-1])}
-    )
-    if 'psnr_db' not in best:
-        return ''
-    before = f' (zero-filled {best["zero_filled_db"]:.2f})' if 'zero_filled_db' in best else ''
-    return f'held out x{best["scale"]:g}: {best["psnr_db"]:.2f} dB{before}'
-
-
-def _flat(values) -> dict:
-    return values if isinstance(values, dict) else {}
+    factor = max(scores, key=float)
+    ours, before = (scores[factor][name] for name in ('psnr_db', 'zero_filled_db'))
+    return f'held out x{factor}: {ours:.2f} dB (zero-filled {before:.2f})'

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from bids_gsrecon.errors import about
+from bids_gsrecon.errors import about, named
 from bids_gsrecon.interfaces.method import MethodInputSpec
 
 
 class _RegisteredInputSpec(MethodInputSpec):
     reference = File(exists=True, mandatory=True, desc='the reference, bias corrected')
-    mask = File(exists=True, desc='its brain mask')
+    mask = File(exists=True, mandatory=True, desc='its brain mask')
     target = File(exists=True, mandatory=True, desc='the contrast, 3D')
     transform = File(exists=True, mandatory=True, desc='target to reference, ITK')
     source = traits.Str(mandatory=True, desc='file of the contrast, for messages')
@@ -51,7 +51,7 @@ class MakePair(SimpleInterface):
 
         inputs = self.inputs
         reference = load_volume(inputs.reference)
-        with about(inputs.source):
+        with about(inputs.source), named(inputs.source):
             pair = make_pair(
                 reference,
                 load_volume(inputs.target),
@@ -61,7 +61,7 @@ class MakePair(SimpleInterface):
                 target_to_reference=load_itk_transform(inputs.transform),
                 slice_axis=inputs.slice_axis,
                 slice_thickness_mm=inputs.slice_thickness_mm,
-                mask=load_mask(inputs.mask, reference.lattice) if isdefined(inputs.mask) else None,
+                mask=load_mask(inputs.mask, reference.lattice),
             )
         Path(inputs.out_path).parent.mkdir(parents=True, exist_ok=True)
         path = save_pair(inputs.out_path, pair, key=inputs.key, sources=inputs.sources)
@@ -91,51 +91,42 @@ class ApplyNetwork(SimpleInterface):
 
     def _run_interface(self, runtime):
         from bids_gsrecon.imaging.foreground import skull_stripped_support
-        from bids_gsrecon.imaging.lattice import Lattice
+        from bids_gsrecon.imaging.lattice import Lattice, Volume
         from bids_gsrecon.imaging.resample import reached, resample
         from bids_gsrecon.interfaces.io import load_mask, load_volume, save_json, save_volume
         from bids_gsrecon.interfaces.m2asr_files import load_weights
-        from bids_gsrecon.interfaces.m2asr_outputs import application_record, before_network
+        from bids_gsrecon.interfaces.m2asr_outputs import apply_network
         from bids_gsrecon.interfaces.m2asr_pairs import reference_on
         from bids_gsrecon.interfaces.registration import load_itk_transform
-        from bids_gsrecon.recon.m2asr import method
 
         inputs, folder, out = self.inputs, Path(runtime.cwd), self._results
         reference, target = load_volume(inputs.reference), load_volume(inputs.target)
         motion = load_itk_transform(inputs.transform)
         lattice = Lattice(tuple(inputs.output_shape), np.array(inputs.output_affine))
         model = load_weights(inputs.weights)
-        with about(inputs.source):
-            guide = reference_on(
-                reference,
-                lattice,
-                motion,
-                slice_axis=inputs.slice_axis,
-                slice_thickness_mm=inputs.slice_thickness_mm,
-            )
-            seen = reached(lattice.moved(motion), reference.lattice)
-            applied = method.apply(
+        slices = {'slice_axis': inputs.slice_axis, 'slice_thickness_mm': inputs.slice_thickness_mm}
+        guide = Volume(reference_on(reference, lattice, motion, **slices), lattice)
+        matrix = reference.lattice.world_to_voxel @ motion @ lattice.affine
+        brain = load_mask(inputs.mask, reference.lattice).astype(np.float32)
+        inside = resample(brain, matrix, lattice.shape, 0) > 0.5
+        with about(inputs.source), named(inputs.source):
+            made = apply_network(
                 model,
+                inputs.weights,
                 guide,
-                lattice,
-                target.data,
-                target.lattice,
-                mask=seen,
+                target,
                 slice_axis=inputs.slice_axis,
+                mask=inside,
+                seen=reached(lattice.moved(motion), reference.lattice),
                 contrast=inputs.contrast,
+                reference_contrast=inputs.reference_contrast,
                 n_threads=inputs.n_threads,
-                device=inputs.options.get('device', 'auto') if isdefined(inputs.options) else 'auto',
+                device=inputs.options['device'] if isdefined(inputs.options) else 'auto',
             )
-        inside = seen & (applied.image != 0)
-        if isdefined(inputs.mask):
-            matrix = reference.lattice.world_to_voxel @ motion @ lattice.affine
-            brain = load_mask(inputs.mask, reference.lattice).astype(np.float32)
-            inside = resample(brain, matrix, lattice.shape, 0) > 0.5
-        before = before_network(target, lattice, inputs.slice_axis)
         images = {
-            'out_file': (applied.image, np.float32),
-            'out_reference': (guide, np.float32),
-            'out_zero_filled': (before.data, np.float32),
+            'out_file': (made.image.data, np.float32),
+            'out_reference': (guide.data, np.float32),
+            'out_zero_filled': (made.before.data, np.float32),
             'out_mask': (inside, np.uint8),
         }
         for name, (data, dtype) in images.items():
@@ -145,17 +136,7 @@ class ApplyNetwork(SimpleInterface):
             'SkullStripped': skull_stripped_support(target) is not None,
             'SliceAxis': inputs.slice_axis,
             'SliceThickness': inputs.slice_thickness_mm,
-            **application_record(
-                model,
-                inputs.weights,
-                applied,
-                target,
-                before,
-                slice_axis=inputs.slice_axis,
-                mask=inside,
-                seen=seen,
-                reference_contrast=inputs.reference_contrast,
-            ),
+            **made.record,
         }
         out['metadata_file'] = str(save_json(folder / 'metadata.json', metadata))
         return runtime

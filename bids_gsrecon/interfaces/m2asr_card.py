@@ -53,7 +53,7 @@ def card_text(name: str, card: dict) -> str:
         '## Data and split',
         _people(card),
         '## Beware',
-        BEWARE.rstrip(),
+        '\n'.join([*(f'- {text}' for text in card.get('warnings', [])), BEWARE.rstrip()]),
         '## Versions',
         _table(['', ''], [(key, _value(value)) for key, value in card.get('versions', {}).items()]),
     ]
@@ -63,8 +63,7 @@ def card_text(name: str, card: dict) -> str:
 def described(card: dict) -> str:
     """What a network was trained on, as a sentence for a methods text."""
     contrasts = ' and '.join(name for name in card.get('contrasts', []) if name) or 'other'
-    subjects, held_out = card.get('subjects', []), card.get('validation_subjects', [])
-    trained = len(set(subjects) - set(held_out))
+    trained, held_out = len(card.get('subjects', [])), card.get('validation_subjects', [])
     low, high = card.get('scales', (1.0, 4.0))
     out = f', scored on {len(held_out)} others' if held_out else ''
     return (
@@ -77,21 +76,16 @@ def _scores(card: dict) -> str:
     scores = card.get('scores')
     if not scores:
         return 'Nobody was held out: nothing is known of how well it does on others.'
-    if isinstance(scores, dict):
-        scores = [
-            {'factor': factor, **(values if isinstance(values, dict) else {'score': values})}
-            for factor, values in scores.items()
-        ]
-    columns = list(dict.fromkeys(name for row in scores for name in row))
-    return _table(
-        [name.replace('_', ' ') for name in columns],
-        [[_value(row.get(name, '')) for name in columns] for row in scores],
+    columns = list(dict.fromkeys(name for row in scores.values() for name in row))
+    rows = [[factor, *(_value(row.get(name, '')) for name in columns)] for factor, row in scores.items()]
+    text = (
+        'Of the held-out subjects, in the mask: the network, and the image that it was given (zero-filled).'
     )
+    return f'{text}\n\n{_table(["factor", *(name.replace("_", " ") for name in columns)], rows)}'
 
 
 def _people(card: dict) -> str:
-    held_out = set(card.get('validation_subjects', []))
-    trained = [name for name in card.get('subjects', []) if name not in held_out]
+    trained, held_out = card.get('subjects', []), card.get('validation_subjects', [])
     lines = [f'Trained on {len(trained)}: {", ".join(trained) or "nobody"}.']
     lines.append(f'Held out {len(held_out)}: {", ".join(sorted(held_out)) or "nobody"}.')
     if card.get('data'):

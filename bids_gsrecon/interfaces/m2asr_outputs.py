@@ -1,63 +1,115 @@
-"""What is recorded of an image that a trained network made finer: figures of merit, warnings, a verdict."""
+"""A trained network applied to one image, and what is recorded of it: figures of merit, warnings, a verdict."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bids_gsrecon.imaging.kspace_crop import replace_measured, zero_filled
+from bids_gsrecon.imaging.kspace_crop import crop_kspace, in_plane_axes, zero_filled
 from bids_gsrecon.imaging.lattice import Volume
+from bids_gsrecon.imaging.metrics import data_range, psnr
+from bids_gsrecon.imaging.resample import resample
+from bids_gsrecon.recon.m2asr import method
 from bids_gsrecon.recon.m2asr.types import Applied, Model
 
 VERDICTS = ('trust', 'check', 'do not use')
-# Of the bright tissue: by how much what was measured may differ from what the result says of it.
-CONTRADICTION_CHECK, CONTRADICTION_REFUSE = 4.0, 12.0
+GAIN_CHECK_DB, GAIN_REFUSE_DB = 0.2, -0.5
 COVERAGE_CHECK = 90.0
+COARSER = 2.0  # in-plane factor of the trial on the image itself, at most
 
 
-def before_network(target: Volume, lattice, slice_axis: int) -> Volume:
-    """What the network was given: the target with its k-space padded with zeros, on the finer grid."""
-    return Volume(zero_filled(target.data, target.lattice, lattice, slice_axis), lattice)
+@dataclass(frozen=True, eq=False)
+class Application:
+    """An image with finer pixels.
+
+    Attributes
+    ----------
+    image, before
+        The result, and what the network was given: zero-filled, on the same grid.
+    applied
+        What the method returned.
+    record
+        For sidecars: the network, the factors, figures of merit, warnings, verdict and reasons.
+    """
+
+    image: Volume
+    before: Volume
+    applied: Applied
+    record: dict
 
 
-def application_record(
+def apply_network(
     model: Model,
     weights,
-    applied: Applied,
+    guide: Volume,
     target: Volume,
-    before: Volume,
     *,
     slice_axis: int,
     mask: np.ndarray,
     seen: np.ndarray | None = None,
+    contrast: str = '',
     reference_contrast: str = '',
-) -> dict:
-    """For sidecars: the network, the factors, figures of merit, warnings, verdict and reasons.
+    n_threads: int = 0,
+    device: str = 'auto',
+    progress=None,
+) -> Application:
+    """Make an image finer in plane, and judge the result.
 
     Parameters
     ----------
     model, weights
         The network, and its file.
-    applied, target, before
-        The result, the image that it was made of, and that image before the network.
+    guide
+        The reference on the grid of the result.
+    target
+        The image: the same slices, larger pixels.
     slice_axis
         Stored axis across slices.
     mask
-        (X, Y, Z) bool on the result's grid: where figures are taken.
+        (X, Y, Z) bool on that grid: where the network works and figures are taken.
     seen
         The same: where the reference reaches; none: everywhere.
-    reference_contrast
-        BIDS suffix of the reference; empty: unknown.
+    contrast, reference_contrast
+        BIDS suffixes; empty: unknown.
+
+    Raises
+    ------
+    InputError
+        As `bids_gsrecon.recon.m2asr.apply`.
     """
+    if not mask.any():
+        mask = np.ones(mask.shape, bool)
+    settings = {'slice_axis': slice_axis, 'n_threads': n_threads, 'device': device}
+    applied = method.apply(
+        model,
+        guide.data,
+        guide.lattice,
+        target.data,
+        target.lattice,
+        mask=mask,
+        contrast=contrast,
+        progress=progress,
+        **settings,
+    )
+    before = Volume(zero_filled(target.data, target.lattice, guide.lattice, slice_axis), guide.lattice)
     warnings = list(applied.warnings)
     theirs = model.card.get('reference_contrast', '')
     if reference_contrast and theirs and reference_contrast != theirs:
-        warnings.append(f'the network was trained with a {theirs} as reference, not a {reference_contrast}')
-    figures = figures_of_merit(applied, target, before, slice_axis=slice_axis, mask=mask, seen=seen)
+        warnings.append(f'The network was trained with a {theirs} as reference, not a {reference_contrast}.')
+    bright = float(np.percentile(before.data[mask], 99)) or 1.0
+    change = float(np.sqrt(np.mean(np.square(applied.image - before.data, dtype=np.float64)[mask])))
+    figures = {
+        'in_plane_factor': max(float(factor) for factor in applied.scale),
+        'own_gain_db': gain_on_itself(model, applied, guide, target, mask, **settings),
+        'change_percent': 100 * change / bright,
+        'reference_coverage_percent': 100.0 if seen is None else 100 * float(seen[mask].mean()),
+    }
+    figures = {name: round(value, 4) for name, value in figures.items() if value is not None}
     verdict, reasons = judge(warnings, figures)
-    return {
+    record = {
         'Network': network_record(model, weights),
         'InPlaneFactors': [round(float(factor), 5) for factor in applied.scale],
         'FiguresOfMerit': figures,
@@ -65,6 +117,60 @@ def application_record(
         'Verdict': verdict,
         'Reasons': reasons,
     }
+    return Application(Volume(applied.image, guide.lattice), before, applied, record)
+
+
+def gain_on_itself(
+    model: Model,
+    applied: Applied,
+    guide: Volume,
+    target: Volume,
+    mask: np.ndarray,
+    *,
+    slice_axis: int,
+    **settings,
+) -> float | None:
+    """dB by which the network betters zero-filling where the truth is known: of the image made coarser still.
+
+    The image as acquired takes the place of the truth, its own copy with cropped k-space that of the image, by the
+    factor of the result, at most 2; the reference is as coarse as the image. None: the slices are too small for it.
+    """
+    lattice = target.lattice
+    factor = float(np.clip(np.prod(applied.scale) ** 0.5, 1.25, COARSER))
+    if min(lattice.shape[axis] for axis in in_plane_axes(slice_axis)) < 16 * factor:
+        return None
+    ratios = [guide.lattice.shape[axis] / lattice.shape[axis] for axis in in_plane_axes(slice_axis)]
+    data, own = crop_kspace(guide.data, guide.lattice, slice_axis, ratios)
+    reference = resample(data, own.world_to_voxel @ lattice.affine, lattice.shape, 3, 'nearest')
+    fine = guide.lattice.world_to_voxel @ lattice.affine
+    inside = resample(mask.astype(np.float32), fine, lattice.shape, 0, 'nearest') > 0.5
+    if not inside.any() or reference.min() == reference.max():
+        return None
+    coarse, coarse_lattice = crop_kspace(target.data, lattice, slice_axis, factor)
+    result = method.apply(
+        model, reference, lattice, coarse, coarse_lattice, mask=inside, slice_axis=slice_axis, **settings
+    )
+    before = zero_filled(coarse, coarse_lattice, lattice, slice_axis)
+    peak = data_range(target.data, inside)
+    ours, theirs = (psnr(image, target.data, inside, peak=peak) for image in (result.image, before))
+    return float(ours - theirs)
+
+
+def judge(warnings: list[str], figures: dict[str, float]) -> tuple[str, list[str]]:
+    """One of `VERDICTS`, and the reasons for it.
+
+    Nothing is known of the truth: ``trust`` says that the image is like what the network was trained on, and that the
+    network does well on its own coarser copy.
+    """
+    level, reasons = (1 if warnings else 0), [text.rstrip('.') for text in warnings]
+    gain, coverage = figures.get('own_gain_db'), figures['reference_coverage_percent']
+    if gain is not None and gain < GAIN_CHECK_DB:
+        level = 2 if gain < GAIN_REFUSE_DB else max(level, 1)
+        reasons.append(f'on a coarser copy of this image the network is {gain:+.1f} dB against zero-filling')
+    if coverage < COVERAGE_CHECK:
+        level = max(level, 1)
+        reasons.append(f'the reference shows {coverage:.0f} % of it only')
+    return VERDICTS[level], reasons
 
 
 def network_record(model: Model, weights) -> dict:
@@ -77,50 +183,3 @@ def network_record(model: Model, weights) -> dict:
         **known,
         'n_subjects': len(model.card.get('subjects', [])),
     }
-
-
-def figures_of_merit(
-    applied: Applied, target: Volume, before: Volume, *, slice_axis: int, mask: np.ndarray, seen=None
-) -> dict[str, float]:
-    """What can be said of a result without the truth, as shares of the bright tissue or of the mask."""
-    inside = mask if mask.any() else np.ones(mask.shape, bool)
-    bright = float(np.percentile(before.data[inside], 99)) or 1.0
-    measured = measured_difference(applied.image, target, before, slice_axis)
-    figures = {
-        'in_plane_factor': max(float(factor) for factor in applied.scale),
-        'contradiction_percent': 100 * _rms(measured[inside]) / bright,
-        'change_percent': 100 * _rms((applied.image - before.data)[inside]) / bright,
-        'reference_coverage_percent': 100.0 if seen is None else 100 * float(seen[inside].mean()),
-    }
-    return {name: round(value, 4) for name, value in figures.items()}
-
-
-def measured_difference(image: np.ndarray, target: Volume, before: Volume, slice_axis: int) -> np.ndarray:
-    """(X, Y, Z) what was measured minus what the result says of it: within the frequencies that were measured."""
-    args = (target.data, target.lattice, before.lattice, slice_axis)
-    return (replace_measured(image, *args) - image).astype(np.float32)
-
-
-def judge(warnings: list[str], figures: dict[str, float]) -> tuple[str, list[str]]:
-    """One of `VERDICTS`, and the reasons for it.
-
-    Nothing is known of the truth: ``trust`` says that the input is like what the network was trained on, and that the
-    result does not contradict what was measured.
-    """
-    level, reasons = (1 if warnings else 0), list(warnings)
-    contradiction, coverage = figures['contradiction_percent'], figures['reference_coverage_percent']
-    if contradiction > CONTRADICTION_CHECK:
-        level = 2 if contradiction > CONTRADICTION_REFUSE else max(level, 1)
-        reasons.append(
-            f'the result contradicts what was measured by {contradiction:.1f} % of the bright tissue'
-        )
-    if coverage < COVERAGE_CHECK:
-        level = max(level, 1)
-        reasons.append(
-            f'the reference shows {coverage:.0f} % of the image only; elsewhere pixels are interpolated'
-        )
-    return VERDICTS[level], reasons
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0

@@ -29,7 +29,6 @@ class _M2asrReportletsOutputSpec(PartsOutputSpec):
     guide = File(exists=True, desc='the reference')
     registration = File(exists=True, desc='edges of the reference on the target')
     change = File(exists=True, desc='result minus zero-filled')
-    contradiction = File(exists=True, desc='measured frequencies: acquired minus result')
     merit = File(exists=True, desc='JSON: verdict, figures of merit, parameters')
     summary = File(desc='JSON')
 
@@ -42,7 +41,6 @@ class M2asrReportlets(SimpleInterface):
 
     def _run_interface(self, runtime):
         from bids_gsrecon.imaging.lattice import Volume
-        from bids_gsrecon.interfaces.m2asr_outputs import measured_difference
         from bids_gsrecon.reports import figures
 
         inputs = self.inputs
@@ -55,9 +53,7 @@ class M2asrReportlets(SimpleInterface):
         view = figures.make_view(result.lattice, inside)
         window = figures.intensity_window(result, inside)
         change = Volume((result.data - before.data) * (before.data != 0), result.lattice)
-        measured = measured_difference(result.data, target, before, known['SliceAxis'])
         limit = max(float(np.percentile(np.abs(change.data[inside]), 99.5)) if inside.any() else 0.0, 1e-9)
-        maps = {'change': change, 'contradiction': Volume(measured, result.lattice)}
         contents = {
             'before': figures.gray_montage(target, view, window=window, order=0),
             'interpolated': figures.gray_montage(before, view, window=window, order=0),
@@ -66,12 +62,9 @@ class M2asrReportlets(SimpleInterface):
                 reference, view, window=figures.intensity_window(reference, inside), order=0
             ),
             'registration': figures.registration_montage(before, reference, view, window=window, mask=mask),
-            **{
-                part: figures.map_montage(
-                    image, view, limits=(-limit, limit), colours='RdBu_r', label='same scale', mask=mask
-                )
-                for part, image in maps.items()
-            },
+            'change': figures.map_montage(
+                change, view, limits=(-limit, limit), colours='RdBu_r', label='units of the image', mask=mask
+            ),
             'merit': json_bytes(self._merit(known, target, result)),
         }
         if isdefined(inputs.summary):

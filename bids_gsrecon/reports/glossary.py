@@ -98,12 +98,12 @@ GLOSSARY = {
     'in_plane_factor': Figure(
         'In-plane factor', '', 'How many times finer the pixels became; the network was trained on up to 4.'
     ),
-    'contradiction_percent': Figure(
-        'Against the measurement',
-        '%',
-        'Within the spatial frequencies that were measured: how far the result is from the image as acquired, as a share '
-        'of the bright tissue. Noise that the network removed counts too.',
-        high=4.0,
+    'own_gain_db': Figure(
+        'Gain on itself',
+        'dB',
+        'The image as acquired, made coarser still and brought back by the network: by how much that betters zero-filling. '
+        'The only thing known of this image; near or below 0 the network does not fit it.',
+        low=0.2,
     ),
     'change_percent': Figure(
         'What the network added',
@@ -176,11 +176,6 @@ PICTURES = {
         'What the network added',
         'The result minus the image without the network. It should show edges and fine structure; a whole region in one '
         'colour means that the brightness was changed.',
-    ),
-    'contradiction': (
-        'Against the measurement',
-        'Within the spatial frequencies that were measured, the image as acquired minus the result, in the same colours. '
-        'It should be nearly empty: what is seen here was invented, or was noise.',
     ),
     'registration': (
         'Registration check',

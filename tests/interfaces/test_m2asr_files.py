@@ -99,7 +99,9 @@ def test_weights_of_another_size_or_without_numbers_are_refused(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    return CheckpointFile(tmp_path / 'net_checkpoint.pt', {'size': 'tiny', 'random seed': 3, 'factors': (1.0, 4.0)})
+    return CheckpointFile(
+        tmp_path / 'net_checkpoint.pt', {'size': 'tiny', 'random seed': 3, 'factors': (1.0, 4.0)}
+    )
 
 
 def test_a_checkpoint_comes_back_as_it_was(checkpoint):
