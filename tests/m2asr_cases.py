@@ -14,15 +14,17 @@ from bids_gsrecon.recon.m2asr.network import Network
 from bids_gsrecon.recon.m2asr.types import CARD_FORMAT, Applied, Model
 from tests.phantoms import head
 
-FINE_MM = 1.0
-ADDED = 7.0  # what `fake_apply` adds to an image
+ADDED = 40.0  # what `fake_apply` adds to an image
 
 
-def write_pairs(folder: Path, n: int = 2, *, factor: float = 2.0) -> Path:
+def write_pairs(
+    folder: Path, n: int = 2, *, factor: float = 2.0, shape=(40, 44, 36), slice_mm: float = 1.0
+) -> Path:
     """``sub-NN_T1w.nii.gz``, ``sub-NN_T2w.nii.gz`` on one grid, and ``sub-NN_coarse_T2w.nii.gz`` (axial slices)."""
     folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([1.0, 1.0, slice_mm, 1.0])
     for number in range(1, n + 1):
-        t1w, t2w, *_ = head(seed=number)
+        t1w, t2w, *_ = head(shape, seed=number, affine=affine)
         save_volume(folder / f'sub-{number:02d}_T1w.nii.gz', t1w.data, t1w.affine)
         save_volume(folder / f'sub-{number:02d}_T2w.nii.gz', t2w.data, t2w.affine)
         coarse, lattice = crop_kspace(t2w.data, t2w.lattice, 2, factor)
@@ -53,7 +55,7 @@ def fake_model(size: str = 'tiny', **card) -> Model:
     return Model(config, state, {**known, **card})
 
 
-def fake_train(pairs, options=None, *, checkpoint=None, progress=None) -> Model:
+def fake_train(pairs, options=None, *, labels=(), checkpoint=None, progress=None) -> Model:
     """Goes through the pairs, saves a checkpoint, says how far it is."""
     known = (checkpoint.load() if checkpoint else None) or {'step': 0}
     subjects = []

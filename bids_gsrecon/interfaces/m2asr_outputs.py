@@ -19,6 +19,7 @@ VERDICTS = ('trust', 'check', 'do not use')
 GAIN_CHECK_DB, GAIN_REFUSE_DB = 0.2, -0.5
 COVERAGE_CHECK = 90.0
 COARSER = 2.0  # in-plane factor of the trial on the image itself, at most
+SMALLEST = 8  # side of a slice of that trial, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ def gain_on_itself(
     """
     lattice = target.lattice
     factor = float(np.clip(np.prod(applied.scale) ** 0.5, 1.25, COARSER))
-    if min(lattice.shape[axis] for axis in in_plane_axes(slice_axis)) < 16 * factor:
+    if min(lattice.shape[axis] for axis in in_plane_axes(slice_axis)) < SMALLEST * factor:
         return None
     ratios = [guide.lattice.shape[axis] / lattice.shape[axis] for axis in in_plane_axes(slice_axis)]
     data, own = crop_kspace(guide.data, guide.lattice, slice_axis, ratios)
