@@ -59,7 +59,7 @@ def edit(path, change=None, affine=None):
 
 
 def test_choices_are_those_of_the_method():
-    assert method_options.M2ASR_SIZES == tuple(SIZES)
+    assert tuple(SIZES) == method_options.M2ASR_SIZES
 
 
 def test_training_writes_weights_card_and_split(case, fake, capsys):
