@@ -69,7 +69,9 @@ def test_images_of_known_contrasts_get_the_pixels_of_the_reference(root, applied
     (target,) = item.sessions[0].targets
     assert target.name.suffix == 'T2w' and target.slice_axis == 2
     assert target.output_shape == [20, 20, 10] and target.in_plane_mm == [4.0, 4.0]
-    assert any('contrasts of m2asr (T2w; --m2asr-contrasts)' in text and 'FLAIR' in text for text in item.messages)
+    assert any(
+        'contrasts of m2asr (T2w; --m2asr-contrasts)' in text and 'FLAIR' in text for text in item.messages
+    )
     both = applied('--m2asr-contrasts', 'T2w', 'FLAIR')['01']
     assert len(both.sessions[0].targets) == 2
     finer = applied('--output-resolution', '2')['01'].sessions[0].targets[0]
