@@ -104,3 +104,8 @@ def render_torch(parameters: torch.Tensor, shape, *, cutoff: float = CUTOFF) -> 
             index = (at_x * ny + at_y).clamp(0, nx * ny - 1)
             out = out.scatter_add(1, index, torch.where(inside, value, torch.zeros_like(value)))
     return out.reshape(len(parameters), nx, ny)
+
+
+def count_evaluations(parameters: torch.Tensor, shape, *, scale=1.0, cutoff: float = CUTOFF) -> int:
+    """Pixels for which the kernels compute a weight: those of the rows of every ellipse, in whole lanes."""
+    return splat2d.count_evaluations(factors(on_grid(parameters, scale)).numpy(), shape, cutoff=cutoff)

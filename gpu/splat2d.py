@@ -87,6 +87,11 @@ def splat_gradient(
     return out
 
 
+def count_evaluations(parameters: np.ndarray, shape, *, cutoff: float = DEFAULT_CUTOFF) -> int:
+    """Pixels whose weight `splat` computes: what its time grows with."""
+    return int(_count(_checked(parameters), np.int64(shape[0]), np.int64(shape[1]), np.float32(cutoff)))
+
+
 def _checked(parameters) -> np.ndarray:
     parameters = np.ascontiguousarray(parameters, dtype=np.float32)
     if parameters.ndim != 3 or parameters.shape[2] != len(PARAMETERS):
@@ -231,3 +236,17 @@ def _gather(p, flat, nx, ny, cutoff, out):
         t, first = task // n_chunks, (task % n_chunks) * chunk
         for m in range(first, min(first + chunk, n)):
             _gather_one(p, t, m, flat, t * size, nx, ny, cutoff, totals, task * 16, out)
+
+
+@njit(cache=True, error_model='numpy')
+def _count(p, nx, ny, cutoff):
+    total = 0
+    for t in range(p.shape[0]):
+        for m in range(p.shape[1]):
+            mu_x, mu_y, a, b, c = _factors(p, t, m)
+            first, last = _rows(mu_x, a, 0, nx, cutoff)
+            for x in range(first, last):
+                dx = np.float32(x) - mu_x
+                start, stop = _interval(mu_y, b, c, dx, a * dx, ny, cutoff)
+                total += max(0, (stop - start + LANES - 1) // LANES * LANES)
+    return total

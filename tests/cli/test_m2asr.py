@@ -12,7 +12,7 @@ from bids_gsrecon.imaging.kspace_crop import crop_kspace
 from bids_gsrecon.interfaces.io import load_volume, save_volume
 from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, load_weights, save_weights
 from bids_gsrecon.recon.m2asr.config import SIZES
-from tests.m2asr_cases import ADDED, fake, fake_model, write_pairs
+from tests.m2asr_fakes import ADDED, fake, fake_model, write_pairs
 
 __all__ = ['fake']
 WRITTEN = ['net.h5', 'net_card.json', 'net_card.md', 'net_split.tsv']

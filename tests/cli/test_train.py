@@ -13,7 +13,7 @@ from bids_gsrecon.cli.train import run_training
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces.m2asr_files import load_weights
 from tests.bids_datasets import healthy, write_description, write_t1w, write_thick
-from tests.m2asr_cases import fake
+from tests.m2asr_fakes import fake
 
 __all__ = ['fake']
 

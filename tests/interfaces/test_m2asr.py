@@ -22,7 +22,7 @@ from bids_gsrecon.interfaces.registration import save_itk_transform
 from bids_gsrecon.recon.m2asr import method
 from bids_gsrecon.recon.m2asr.types import Applied
 from bids_gsrecon.workflows.plan_m2asr import finer_in_plane
-from tests.m2asr_cases import ADDED, fake, fake_model
+from tests.m2asr_fakes import ADDED, fake, fake_model
 from tests.phantoms import head
 
 __all__ = ['fake']

@@ -12,7 +12,7 @@ import torch
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces import m2asr_files
 from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, load_weights, read_card, save_weights
-from tests.m2asr_cases import fake_model
+from tests.m2asr_fakes import fake_model
 
 STATE = {
     'step': 7,

@@ -7,7 +7,7 @@ from bids_gsrecon.cli.outcome import missing_results
 from bids_gsrecon.cli.parser import parse_args
 from bids_gsrecon.interfaces.m2asr_files import save_weights
 from tests.bids_datasets import sink_paths, write_t1w
-from tests.m2asr_cases import fake_model
+from tests.m2asr_fakes import fake_model
 from tests.workflows.test_plan_m2asr import write_coarse
 
 WORKFLOW = 'sub_01_wf.session_wf.T2w_wf'

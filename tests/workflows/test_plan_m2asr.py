@@ -14,7 +14,7 @@ from bids_gsrecon.recon.m2asr.types import Pair
 from bids_gsrecon.workflows.plan import plan_participants
 from bids_gsrecon.workflows.plan_m2asr import finer_in_plane
 from tests.bids_datasets import affine, anat, brain, write_image, write_t1w, write_thick
-from tests.m2asr_cases import fake_model
+from tests.m2asr_fakes import fake_model
 
 
 @pytest.fixture

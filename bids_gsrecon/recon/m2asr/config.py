@@ -117,8 +117,12 @@ class Schedule:
     ----------
     first_stage_steps, steps
         At scale 1 with everything trained, then at random scales with the centre and shape heads (AGGP) frozen.
+    optimizer
+        ``adam`` as published, or ``muon`` for the matrices inside the network (see `optimizer`).
     learning_rate, betas, warm_up_steps
         Of Adam.
+    matrix_rate
+        Learning rate of the matrices with ``muon``.
     milestones
         Steps of the second stage at which the rate is halved; none: cosine to zero.
     batch
@@ -133,7 +137,9 @@ class Schedule:
 
     first_stage_steps: int = 40_000
     steps: int = 500_000
+    optimizer: str = 'adam'
     learning_rate: float = 2e-4
+    matrix_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     warm_up_steps: int = 2000
     milestones: tuple[int, ...] = (250_000, 400_000, 450_000, 475_000)
@@ -159,7 +165,7 @@ SIZES = {
             shuffle=2, start='exact', carry=True, conv_blocks=4, head_hidden=(64,), patch=64,
         ),
         Schedule(
-            first_stage_steps=0, steps=12_000, learning_rate=2e-3, warm_up_steps=60, milestones=(), batch=4,
+            first_stage_steps=0, steps=12_000, learning_rate=2e-3, warm_up_steps=60, milestones=(), optimizer='muon', batch=4,
             precision='bfloat16', reference_loss=0.0, frequency_loss=0.0,
         ),
     ),
@@ -169,7 +175,7 @@ SIZES = {
             start='exact', carry=True, conv_blocks=6, head_hidden=(120,), patch=64,
         ),
         Schedule(
-            first_stage_steps=0, steps=40_000, learning_rate=1e-3, warm_up_steps=200, milestones=(), batch=4,
+            first_stage_steps=0, steps=40_000, learning_rate=1e-3, warm_up_steps=200, milestones=(), optimizer='muon', batch=4,
             precision='bfloat16', frequency_loss=0.0, reference_loss=0.0,
         ),
     ),
@@ -179,7 +185,7 @@ SIZES = {
             carry=True, head_hidden=(96, 384), patch=96,
         ),
         Schedule(
-            first_stage_steps=0, steps=200_000, learning_rate=5e-4, warm_up_steps=500, milestones=(), batch=8,
+            first_stage_steps=0, steps=200_000, learning_rate=5e-4, warm_up_steps=500, milestones=(), optimizer='muon', batch=8,
             precision='bfloat16',
         ),
     ),

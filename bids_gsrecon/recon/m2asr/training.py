@@ -16,6 +16,7 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.recon.m2asr.config import NetworkConfig, Schedule
 from bids_gsrecon.recon.m2asr.losses import total_loss
 from bids_gsrecon.recon.m2asr.network import Network
+from bids_gsrecon.recon.m2asr.optimizer import Optimizer
 from bids_gsrecon.recon.m2asr.samples import Sampler
 from bids_gsrecon.recon.m2asr.types import Checkpoint, TrainingOptions
 
@@ -52,9 +53,7 @@ class Trainer:
         self.network.to(self.device, memory_format=torch.channels_last)
         self.parameters = list(self.network.parameters())
         self.mean = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, self.schedule.learning_rate, betas=self.schedule.betas
-        )
+        self.optimizer = Optimizer(self.network, self.schedule)
         self.rank, self.world = _place()
 
     def run(self, checkpoint: Checkpoint | None, report: Callable[[int, int], None]) -> None:
@@ -88,7 +87,7 @@ class Trainer:
         share = self.step / self.total_steps
         if self.options.max_minutes is not None:
             share = max(share, self.minutes / self.options.max_minutes)
-        return share
+        return min(share, 1.0)
 
     def _done(self) -> tuple[int, int]:
         limit = self.options.max_minutes
@@ -114,7 +113,7 @@ class Trainer:
         rise = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
         stage, share = self._stage()
         if self.schedule.milestones:
-            passed = sum(share >= m / self.schedule.steps for m in self.schedule.milestones)
+            passed = sum(share > m / self.schedule.steps - 1e-9 for m in self.schedule.milestones)
             return rise * 0.5 ** (passed if stage == 2 else 0)
         return rise * 0.5 * (1 + math.cos(math.pi * share))
 
@@ -135,9 +134,7 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         self._average_gradients()
-        for group in self.optimizer.param_groups:
-            group['lr'] = self.schedule.learning_rate * self.rate()
-        self.optimizer.step()
+        self.optimizer.step(self.rate())
         self.step += 1
         with torch.no_grad():
             # A mean over more steps than there were would remember the start.
