@@ -83,7 +83,7 @@ class Method:
     svr_slice_order: str = ''  # empty: by SliceTiming, else interleaved
     svr_template: str = ''  # image, or folder of templates by age
     m2asr: dict[str, Any] = field(default_factory=dict)  # fields of TrainingOptions that were set
-    m2asr_train: bool = False
+    m2asr_train: str = ''  # network, or pairs only
     m2asr_weights: str = ''  # to apply; with m2asr_train where to write them, empty: in the output folder
     m2asr_contrasts: list[str] = field(
         default_factory=list

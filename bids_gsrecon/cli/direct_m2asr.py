@@ -57,6 +57,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         help='a sharp target and its reference; once for every pair',
     )
     parser.add_argument(
+        '--pairs',
+        metavar='FOLDER',
+        help='in place of --pair: pairs that bids_gsrecon made (group --recon m2asr --train pairs)',
+    )
+    parser.add_argument(
         '-o', '--output', metavar='WEIGHTS', required=True, help='file to write (.h5 is added to a bare name)'
     )
     add_m2asr_training(parser.add_argument_group('training'))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
-from bids_gsrecon.cli.m2asr_training import TrainingFiles, digest_of, weights_path
+from bids_gsrecon.cli.m2asr_training import TrainingFiles, check_memory, digest_of, weights_path
+from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import sidecar_metadata
 from bids_gsrecon.cli.staging import staged
 from bids_gsrecon.errors import InputError, about
@@ -20,7 +22,7 @@ from bids_gsrecon.interfaces.headers import check_stack, read_header, slice_axis
 from bids_gsrecon.interfaces.io import load_array, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.m2asr_files import HOW_TO_GET_WEIGHTS, load_weights
 from bids_gsrecon.interfaces.m2asr_outputs import Application
-from bids_gsrecon.interfaces.m2asr_pairs import make_pair
+from bids_gsrecon.interfaces.m2asr_pairs import PairFiles, make_pair
 from bids_gsrecon.interfaces.m2asr_split import HELD_OUT, update_split
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap
 from bids_gsrecon.recon.m2asr.types import Model, Pair, TrainingOptions
@@ -33,7 +35,7 @@ SAME_GRID_MM = 0.05
 class TrainingInputs:
     """Everything a training takes; see `bids_gsrecon.cli.m2asr_training.train_and_write`."""
 
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
     options: TrainingOptions
     files: TrainingFiles
     data: list[dict]
@@ -63,57 +65,67 @@ def read_training(args) -> TrainingInputs:
     InputError
         Any input that cannot be used: file, why, remedy.
     """
-    if not args.pair:
+    if bool(args.pair) == bool(args.pairs):
         raise InputError(
             f'{args.output} cannot be learned from nothing: give registered images of at least one subject with '
-            '--pair REFERENCE TARGET.'
+            '--pair REFERENCE TARGET, or the folder of pairs that bids_gsrecon made with --pairs.'
+            if not args.pair
+            else f'{args.pairs} (--pairs) takes the place of --pair: give one of them.'
         )
-    files = TrainingFiles.of(weights_path(args.output), args.split)
-    images = [*(path for pair in args.pair for path in pair), *(args.labels or ())]
     if args.labels and not args.synthetic_fraction:
         raise InputError(
             f'{args.labels[0]} (--labels) is used for contrasts that are made up: say how many, --synthetic-fraction 0.2.'
         )
+    files = TrainingFiles.of(weights_path(args.output), args.split)
     for path in files.all:
-        refuse_overwrite(path, *images)
-    given = {'size': args.size, 'max_minutes': args.max_minutes, 'max_steps': args.max_steps}
-    given['synthetic_fraction'] = args.synthetic_fraction
-    options = {name: value for name, value in given.items() if value is not None}
-    subjects = subject_names(args.pair)
-    pairs = [_read_pair(paths, subject, args) for paths, subject in zip(args.pair, subjects)]
+        refuse_overwrite(path, *(path for pair in args.pair or () for path in pair), *(args.labels or ()))
+    pairs, subjects, data, digest = _kept_pairs(args) if args.pairs else _given_pairs(args)
     labels = [_read_labels(path) for path in args.labels or ()]
     output_folder(files.weights.parent)
     output_folder(files.split.parent)
     share = HELD_OUT if args.held_out is None else args.held_out
     held_out, warnings = update_split(files.split, subjects, share=share, seed=args.random_seed)
-    return TrainingInputs(
-        pairs=pairs,
-        options=TrainingOptions(
-            **options,
-            seed=args.random_seed,
-            n_threads=args.threads or 0,
-            device=args.device,
-            validation_subjects=held_out,
-        ),
-        files=files,
-        data=[
-            {
-                'subject': pair.subject,
-                'contrast': pair.contrast,
-                'reference': str(paths[0]),
-                'target': str(paths[1]),
-            }
-            for pair, paths in zip(pairs, args.pair)
-        ],
-        digest=digest_of(
-            [
-                *(part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())),
-                *(one.labels.tobytes() for one in labels),
-            ]
-        ),
-        labels=labels,
-        warnings=warnings,
+    given = {'size': args.size, 'max_minutes': args.max_minutes, 'max_steps': args.max_steps}
+    given['synthetic_fraction'] = args.synthetic_fraction
+    options = TrainingOptions(
+        **{name: value for name, value in given.items() if value is not None},
+        seed=args.random_seed,
+        n_threads=args.threads or 0,
+        device=args.device,
+        validation_subjects=held_out,
     )
+    digest = digest_of([digest, *(one.labels.tobytes() for one in labels)])
+    return TrainingInputs(pairs, options, files, data, digest, labels, warnings)
+
+
+def _given_pairs(args) -> tuple[list[Pair], list[str], list[dict], str]:
+    """Pairs of images, whose they are, where they came from, and a digest of what they hold."""
+    subjects = subject_names(args.pair)
+    pairs = [_read_pair(paths, subject, args) for paths, subject in zip(args.pair, subjects)]
+    data = [
+        {'subject': subject, 'contrast': pair.contrast, 'files': [str(path) for path in paths]}
+        for pair, subject, paths in zip(pairs, subjects, args.pair)
+    ]
+    digest = digest_of([part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())])
+    return pairs, subjects, data, digest
+
+
+def _kept_pairs(args) -> tuple[PairFiles, list[str], list[dict], str]:
+    """The same of pairs in a folder."""
+    paths = sorted(Path(args.pairs).glob('*.h5'))
+    if not paths:
+        raise InputError(
+            f'{args.pairs} holds no pairs: make them with bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train '
+            'pairs, which puts them into WORK_DIR/m2asr_pairs.'
+        )
+    have = available_memory_gb()
+    pairs = PairFiles(paths, held_gb=0.25 * have)
+    check_memory(sum(facts.n_voxels for facts in pairs.facts), have, 'another machine')
+    data = [
+        {'subject': facts.subject, 'contrast': facts.contrast, 'files': facts.sources}
+        for facts in pairs.facts
+    ]
+    return pairs, pairs.subjects, data, digest_of([facts.key for facts in pairs.facts])
 
 
 def read_application(args) -> ApplicationInputs:

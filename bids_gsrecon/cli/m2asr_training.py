@@ -13,6 +13,9 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap
 from bids_gsrecon.recon.m2asr.types import Model, Pair, TrainingOptions
 
+PROGRAM_GB = 1.0
+BYTES_PER_VOXEL = 20  # of a pair while it is trained on: two images as they are, and cut and normalised
+
 
 @dataclass(frozen=True)
 class TrainingFiles:
@@ -102,6 +105,16 @@ def train_and_write(
         write_card(folder, files.weights.stem, model.card)
     checkpoint.remove()
     return model
+
+
+def check_memory(n_voxels: int, have_gb: float, remedy: str) -> None:
+    """Raise `InputError` where pairs of so many voxels do not fit into the memory that there is."""
+    need = PROGRAM_GB + BYTES_PER_VOXEL * n_voxels / 1024**3
+    if need > have_gb:
+        raise InputError(
+            f'the pairs need about {need:.1f} GB of memory to train on and the limit here is {have_gb:.1f} GB: give more '
+            f'({remedy}), or train on fewer participants.'
+        )
 
 
 def digest_of(parts: Sequence) -> str:

@@ -216,9 +216,11 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     )
     m2asr.add_argument(
         '--train',
-        action='store_true',
-        default=None,
-        help='group level: train a network on the participants (reference and sharp T2w, FLAIR, ...)',
+        nargs='?',
+        choices=('network', 'pairs'),
+        const='network',
+        help='group level: train a network on the participants (reference and sharp T2w, FLAIR, ...); pairs: only '
+        'make what it is trained on (WORK_DIR/m2asr_pairs)',
     )
     m2asr.add_argument(
         '--m2asr-contrasts',

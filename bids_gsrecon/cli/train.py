@@ -49,7 +49,9 @@ def run_training(config: Config, started: float) -> int:
     prepared, result = Prepared(), ''
     try:
         _prepare(config, prepared)
-        if prepared.files:
+        if prepared.files and config.method.m2asr_train == 'pairs':
+            result = f'{len(prepared.files)} pair(s) in {prepared.files[0].parent}'
+        elif prepared.files:
             result = _train(config, prepared.files)
         code = outcome.exit_code(prepared.outcomes)
     except KeyboardInterrupt:
@@ -151,7 +153,13 @@ def _clean(config: Config) -> None:
 
 def _train(config: Config, files: list[Path]) -> str:
     """Split, train, write; what to say of it."""
-    from bids_gsrecon.cli.m2asr_training import TrainingFiles, digest_of, score_text, train_and_write
+    from bids_gsrecon.cli.m2asr_training import (
+        TrainingFiles,
+        check_memory,
+        digest_of,
+        score_text,
+        train_and_write,
+    )
     from bids_gsrecon.cli.progress import ProgressBar
     from bids_gsrecon.cli.run import say
     from bids_gsrecon.interfaces.m2asr_pairs import PairFiles
@@ -161,6 +169,7 @@ def _train(config: Config, files: list[Path]) -> str:
     method, execution = config.method, config.execution
     started = time.monotonic()
     pairs = PairFiles(files, held_gb=0.25 * config.resources.memory_gb)
+    check_memory(sum(facts.n_voxels for facts in pairs.facts), config.resources.memory_gb, '--mem')
     size = method.m2asr.get('size', TrainingOptions().size)
     weights = Path(method.m2asr_weights or config.output_dir / 'm2asr' / f'm2asr-{size}.h5')
     outputs = TrainingFiles.of(weights, method.m2asr_split)

@@ -36,6 +36,8 @@ class PairFacts:
         What the pair was made of; another key: to be made again.
     sources
         The files of the reference and of the target.
+    n_voxels
+        Of each of its images.
     """
 
     subject: str
@@ -43,6 +45,7 @@ class PairFacts:
     reference_contrast: str
     key: str
     sources: list[str]
+    n_voxels: int
 
 
 def reference_on(
@@ -161,6 +164,7 @@ def save_pair(path, pair: Pair, *, key: str = '', sources: Sequence[str] = ()) -
         'reference_contrast': pair.reference_contrast,
         'key': key,
         'sources': list(sources),
+        'n_voxels': pair.lattice.n_voxels,
     }
     packed = {'compression': 'gzip', 'compression_opts': 4, 'shuffle': True, 'fletcher32': True}
     with written(

@@ -11,6 +11,7 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.kspace_crop import crop_kspace
 from bids_gsrecon.interfaces.io import load_volume, save_volume
 from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, load_weights, save_weights
+from bids_gsrecon.interfaces.m2asr_pairs import make_pair, save_pair
 from bids_gsrecon.recon.m2asr.config import SIZES
 from tests.m2asr_fakes import ADDED, fake, fake_model, write_pairs
 
@@ -83,7 +84,7 @@ def test_training_writes_weights_card_and_split(case, fake, capsys):
     card = json.loads((folder / 'net_card.json').read_text())
     assert card == model.card
     assert card['validation_subjects'] == list(options.validation_subjects)
-    assert card['data'][0]['target'].endswith('sub-01_T2w.nii.gz')
+    assert card['data'][0]['files'][1].endswith('sub-01_T2w.nii.gz')
     text = (folder / 'net_card.md').read_text()
     for words in ('# Model card: net', '| 2 | 30 | 27 |', 'Held out 1: ', 'T2w', '| bids_gsrecon |'):
         assert words in text
@@ -167,6 +168,10 @@ def test_bad_images_of_a_pair_are_one_sentence(case, fake, capsys, change, said)
 def test_bad_arguments_of_training_are_one_sentence(case, fake, capsys):
     assert run('train', '-o', case / 'net.h5') == 2
     assert '--pair REFERENCE TARGET' in error_line(capsys)
+    assert run('train', '--pairs', case, '-o', case / 'net.h5') == 2
+    assert 'holds no pairs' in error_line(capsys)
+    assert train(case, '--pairs', case) == 2
+    assert 'takes the place of --pair' in error_line(capsys)
     assert train(case, output='net.pt') == 2
     assert 'does not end in .h5' in error_line(capsys)
     labels = save_volume(case / 'labels.nii.gz', np.ones((4, 4, 4)), np.eye(4))
@@ -183,6 +188,22 @@ def test_bad_arguments_of_training_are_one_sentence(case, fake, capsys):
     with pytest.raises(SystemExit):
         train(case, '--size', 'huge')
     assert fake['train'] == []
+
+
+def test_pairs_that_the_app_made_are_trained_on(case, fake, monkeypatch, capsys):
+    for n in (1, 2):
+        t1w, t2w = (load_volume(case / f'sub-{n:02d}_{suffix}.nii.gz') for suffix in ('T1w', 'T2w'))
+        pair = make_pair(t1w, t2w, subject=f'sub-{n:02d}', contrast='T2w')
+        save_pair(case / f'sub-{n:02d}_T2w.h5', pair, key=str(n), sources=[f'{n}_T1w', f'{n}_T2w'])
+    assert run('train', '--pairs', case, '-o', case / 'out' / 'net') == 0
+    (pairs, _), _ = fake['train'][0]
+    assert pairs.subjects == ['sub-01', 'sub-02']
+    card = json.loads((case / 'out' / 'net_card.json').read_text())
+    assert card['data'][1] == {'subject': 'sub-02', 'contrast': 'T2w', 'files': ['2_T1w', '2_T2w']}
+    monkeypatch.setattr(m2asr_files, 'available_memory_gb', lambda: 0.5)
+    capsys.readouterr()
+    assert run('train', '--pairs', case, '-o', case / 'out' / 'net') == 2
+    assert 'GB of memory to train on and the limit here is 0.5 GB' in error_line(capsys)
 
 
 def test_labels_reach_the_method(case, fake):

@@ -135,6 +135,14 @@ def test_an_interruption_is_said_and_the_next_run_goes_on(tmp_path, group, fake,
     assert not list(content)
 
 
+def test_pairs_alone(tmp_path, group, fake, capsys):
+    healthy(tmp_path / 'bids')
+    assert group('--train', 'pairs') == 0
+    assert 'SUCCESS: 2 pair(s) in ' in capsys.readouterr().out
+    assert len(files(tmp_path / 'work' / 'm2asr_pairs')) == 2
+    assert fake['train'] == [] and not (tmp_path / 'out' / 'm2asr').exists()
+
+
 def test_one_participant_is_warned_about(tmp_path, group, fake, capsys):
     healthy(tmp_path / 'bids')
     assert group('--participant-label', '01') == 0
@@ -167,4 +175,4 @@ def test_participants_are_done_a_few_at_a_time(tmp_path):
     folders = [root, tmp_path / 'out', 'group', '-w', tmp_path / 'work']
     config = parse_args([*folders, '--recon', 'm2asr', '--train', '--nprocs', '2', '--omp-nthreads', '2'])
     parts = [part.execution.participant_label for part in train._parts(config)]
-    assert sum(parts, []) == labels and max(map(len, parts)) == train.AT_ONCE
+    assert [label for part in parts for label in part] == labels and max(map(len, parts)) == train.AT_ONCE
