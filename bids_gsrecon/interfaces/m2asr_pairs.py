@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_gsrecon.errors import InputError
 from bids_gsrecon.fields.hdf5 import opened, written
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.resample import reached, resample
@@ -218,7 +219,10 @@ def read_facts(path) -> PairFacts:
         As `load_pair`.
     """
     with opened(path, FORMAT, VERSION, what='pair', example=EXAMPLE) as (_, facts):
-        return PairFacts(**facts)
+        try:
+            return PairFacts(**facts)
+        except TypeError as error:
+            raise InputError(f'{path} is a pair of another version: delete it, it is made again.') from error
 
 
 def _is_copy(matrix: np.ndarray) -> bool:

@@ -1,11 +1,13 @@
 """Pairs: the reference on the slices of a target, and the files that keep them."""
 
+import h5py
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
+from bids_gsrecon.interfaces import m2asr_pairs
 from bids_gsrecon.interfaces.m2asr_pairs import PairFiles, load_pair, make_pair, reference_on, save_pair
 from tests.phantoms import head
 
@@ -106,6 +108,10 @@ def test_damaged_pairs_are_one_sentence(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r'a\.h5'):
+        load_pair(path)
+    with h5py.File(path, 'w') as file:
+        file.attrs.update(format=m2asr_pairs.FORMAT, version=1, metadata='{"subject": "a"}')
+    with pytest.raises(InputError, match='another version'):
         load_pair(path)
     with pytest.raises(InputError, match=r'none\.h5'):
         PairFiles([tmp_path / 'none.h5'])
