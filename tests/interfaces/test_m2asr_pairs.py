@@ -112,6 +112,8 @@ def test_damaged_pairs_are_one_sentence(tmp_path):
     with h5py.File(path, 'w') as file:
         file.attrs.update(format=m2asr_pairs.FORMAT, version=1, metadata='{"subject": "a"}')
     with pytest.raises(InputError, match='another version'):
+        PairFiles([path])
+    with pytest.raises(InputError, match='cannot be read as a pair'):
         load_pair(path)
     with pytest.raises(InputError, match=r'none\.h5'):
         PairFiles([tmp_path / 'none.h5'])
