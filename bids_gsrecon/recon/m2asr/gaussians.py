@@ -82,9 +82,10 @@ class GaussianHeads(nn.Module):
         self.shuffle, self.exact = config.shuffle, config.start == 'exact'
         self.absolute = config.centres == 'absolute'
         self.intensities = 1 if self.exact else 3
-        kinds = {'sigma': 2, 'rho': 1, 'alpha': 1, 'intensity': self.intensities, 'centre': 2}
+        self.kinds = {'sigma': 2, 'rho': 1, 'alpha': 1, 'intensity': self.intensities}
+        outputs = {'joint': sum(self.kinds.values())} if config.joint_heads else self.kinds
         self.heads = nn.ModuleDict(
-            {kind: mlp(c, *config.head_hidden, n * per_token) for kind, n in kinds.items()}
+            {kind: mlp(c, *config.head_hidden, n * per_token) for kind, n in {**outputs, 'centre': 2}.items()}
         )
         self.edges = EdgeAttention(config)
         if self.exact:
@@ -100,6 +101,8 @@ class GaussianHeads(nn.Module):
         maps = {k: self._maps(head(guided if k == 'centre' else tokens)) for k, head in self.heads.items()}
         with torch.autocast(tokens.device.type, enabled=False):
             maps = {k: m.float() for k, m in maps.items()}
+            if 'joint' in maps:
+                maps.update(zip(self.kinds, maps.pop('joint').split(list(self.kinds.values()), 1)))
             gaussians = (self._exact if self.exact else self._published)(maps, zero_filled, scale)
             x, y = self._centres(maps['centre'])
             return torch.stack([x, y, *gaussians], -1).flatten(1, 2)

@@ -11,7 +11,6 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 
 from bids_gsrecon.gpu.render2d import CUTOFF
 
@@ -23,10 +22,11 @@ CORRECTIONS = 2
 def weights(image: torch.Tensor, width: float = WIDTH, cutoff: float = CUTOFF) -> torch.Tensor:
     """Weights (B, H, W) float32 such that Gaussians of ``width`` render ``image`` (B, H, W); linear in it."""
     rows, columns = (_inverse(n, width, image.device) for n in image.shape[1:])
-    kernel = sampled(width, cutoff).to(image.device)
+    along_rows = _factors(image.shape[1], width, cutoff, True, image.device)
+    along_columns = _factors(image.shape[2], width, cutoff, False, image.device)
     out = rows @ image @ columns
     for _ in range(CORRECTIONS):
-        rendered = F.conv2d(out[:, None], kernel[None, None], padding=len(kernel) // 2)[:, 0]
+        rendered = (along_rows @ out[:, None] @ along_columns.mT).sum(1)
         out = out + rows @ (image - rendered) @ columns
     return out
 
@@ -45,3 +45,23 @@ def _inverse(n: int, width: float, device) -> torch.Tensor:
     apart = torch.arange(n, dtype=torch.float64)
     matrix = torch.exp(-0.5 * ((apart[:, None] - apart) / width) ** 2)
     return torch.linalg.inv(matrix).float().to(device)
+
+
+@lru_cache(maxsize=64)
+def _factors(n: int, width: float, cutoff: float, weighed: bool, device) -> torch.Tensor:
+    """(r, n, n): the convolution with the cut Gaussian is the sum over r of these along one axis and the other.
+
+    The kernel, symmetric, is a sum of r outer products of its eigenvectors; matrix products are ten times as fast as
+    a convolution of one channel. The eigenvalues go to the ``weighed`` axis.
+    """
+    kernel = sampled(width, cutoff).double()
+    values, vectors = torch.linalg.eigh(kernel)
+    keep = values.abs() > 1e-7 * values.abs().max()
+    reach = len(kernel) // 2
+    apart = torch.arange(n)[:, None] - torch.arange(n)
+    inside = apart.abs() <= reach
+    at = (apart.clamp(-reach, reach) + reach).flatten()
+    matrices = vectors[at][:, keep].T.reshape(-1, n, n) * inside
+    if weighed:
+        matrices = matrices * values[keep][:, None, None]
+    return matrices.float().to(device)

@@ -16,7 +16,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 MOMENTUM = 0.95
 NOT_INSIDE = ('first', 'token', 'heads.heads', 'prompts', 'positions', 'table')
-SMALLEST = 256  # numbers in a matrix that is worth it
+SMALLEST = 512  # numbers in a matrix that is worth the time
 
 
 class Optimizer:
@@ -55,9 +55,8 @@ class Optimizer:
         self.adam.step()
         for (rows, columns), group, momentum in zip(self.groups, self.groups.values(), self.momenta):
             has = torch.tensor([p.grad is not None for p in group])
-            gradient = torch.stack(
-                [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            ).reshape(momentum.shape)
+            matrices = [(torch.zeros_like(p) if p.grad is None else p.grad) for p in group]
+            gradient = torch.stack([matrix.reshape(rows, columns) for matrix in matrices])
             momentum.mul_(MOMENTUM).add_(gradient)
             step = orthogonal(gradient + MOMENTUM * momentum)
             size = self.schedule.matrix_rate * rate * max(1.0, rows / columns) ** 0.5
@@ -77,16 +76,22 @@ class Optimizer:
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """(n, r, c): each with the same singular vectors and singular values near one."""
+    """(n, r, c): each with the same singular vectors and singular values near one.
+
+    Every Newton-Schulz step multiplies by a polynomial of the Gram matrix; these commute, so all steps are taken on
+    the small Gram matrices and their product is applied once.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
+    gram = x.mT @ x if tall else x @ x.mT
+    eye = torch.eye(gram.shape[-1], device=x.device)
+    product = eye
     for _ in range(ROUNDS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+        factor = a * eye + gram @ (b * eye + c * gram)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return x @ product if tall else product @ x
 
 
 def _is_inside(name: str, p: nn.Parameter) -> bool:

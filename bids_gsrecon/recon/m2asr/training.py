@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,8 @@ class Trainer:
 
     Attributes
     ----------
+    make
+        Builds what is trained; a `Network` but for baselines.
     step, minutes
         Done so far, resumed ones included.
     loss
@@ -41,15 +44,15 @@ class Trainer:
     options: TrainingOptions
     sampler: Sampler
     device: torch.device
+    make: Callable[[NetworkConfig], torch.nn.Module] = Network
     step: int = 0
     minutes: float = 0.0
     loss: float = math.nan
-    history: list = field(default_factory=list)
 
     def __post_init__(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
-            self.network = Network(self.config)
+            self.network = self.make(self.config)
         self.network.to(self.device, memory_format=torch.channels_last)
         self.parameters = list(self.network.parameters())
         self.mean = [p.detach().clone() for p in self.parameters]
@@ -147,11 +150,11 @@ class Trainer:
 
     def averaged(self) -> Network:
         """The network with the running mean of the weights, on the CPU."""
-        network = Network(self.config).to(memory_format=torch.channels_last)
+        network = copy.deepcopy(self.network).cpu()
         with torch.no_grad():
             for p, mean in zip(network.parameters(), self.mean):
                 p.copy_(mean)
-        return network.eval()
+        return network.requires_grad_(True).eval()
 
     def state(self) -> dict:
         """All that the rest of the training depends on."""
