@@ -49,6 +49,8 @@ class NetworkConfig:
         then mean the same in both. 0: whole slices.
     spmf, frequency, reference
         Without: features are not fused by it (plain sum); without the frequency branch; without the reference image.
+    edge_guided
+        Centres are read from tokens that the reference's edges have attended to (AGGP); without: from the tokens.
     top_t
         Sparsity of the edge-guided attention that places the centres: of ``channel`` as released, ``spatial`` as the
         paper's words say, or ``none``.
@@ -74,6 +76,7 @@ class NetworkConfig:
     spmf: bool = True
     frequency: bool = True
     reference: bool = True
+    edge_guided: bool = True
     top_t: str = 'channel'
     centres: str = 'offset'
 
@@ -164,8 +167,9 @@ class Size:
 SIZES = {
     'tiny': Size(
         NetworkConfig(
-            features=32, encoder_blocks=1, channels=32, heads=2, cross_layers=0, stages=0, stage_layers=0,
-            shuffle=2, start='exact', carry=True, conv_blocks=4, head_hidden=(64,), joint_heads=True, patch=64,
+            features=32, encoder_blocks=0, channels=32, heads=2, cross_layers=0, stages=0, stage_layers=0,
+            shuffle=2, start='exact', carry=True, conv_blocks=6, head_hidden=(64,), joint_heads=True, edge_guided=False,
+            patch=64,
         ),
         Schedule(
             first_stage_steps=0, steps=12_000, learning_rate=2e-3, warm_up_steps=60, milestones=(), optimizer='muon', batch=4,

@@ -87,7 +87,7 @@ class GaussianHeads(nn.Module):
         self.heads = nn.ModuleDict(
             {kind: mlp(c, *config.head_hidden, n * per_token) for kind, n in {**outputs, 'centre': 2}.items()}
         )
-        self.edges = EdgeAttention(config)
+        self.edges = EdgeAttention(config) if config.edge_guided else None
         if self.exact:
             for kind, head in self.heads.items():
                 if not (self.absolute and kind == 'centre'):
@@ -96,8 +96,9 @@ class GaussianHeads(nn.Module):
     def forward(
         self, tokens: torch.Tensor, zero_filled: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        edges = self._fold(sobel(reference)).permute(0, 2, 3, 1)
-        guided = self.edges(tokens, edges)
+        guided = tokens
+        if self.edges is not None:
+            guided = self.edges(tokens, self._fold(sobel(reference)).permute(0, 2, 3, 1))
         maps = {k: self._maps(head(guided if k == 'centre' else tokens)) for k, head in self.heads.items()}
         with torch.autocast(tokens.device.type, enabled=False):
             maps = {k: m.float() for k, m in maps.items()}
