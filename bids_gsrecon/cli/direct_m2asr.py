@@ -58,7 +58,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--pairs',
-        metavar='FOLDER',
+        nargs='+',
+        metavar='FOLDER|FILE',
         help='in place of --pair: pairs that bids_gsrecon made (group --recon m2asr --train pairs)',
     )
     parser.add_argument(

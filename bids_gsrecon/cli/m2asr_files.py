@@ -70,7 +70,7 @@ def read_training(args) -> TrainingInputs:
             f'{args.output} cannot be learned from nothing: give registered images of at least one subject with '
             '--pair REFERENCE TARGET, or the folder of pairs that bids_gsrecon made with --pairs.'
             if not args.pair
-            else f'{args.pairs} (--pairs) takes the place of --pair: give one of them.'
+            else f'{args.pairs[0]} (--pairs) takes the place of --pair: give one of them.'
         )
     if args.labels and not args.synthetic_fraction:
         raise InputError(
@@ -112,10 +112,12 @@ def _given_pairs(args) -> tuple[list[Pair], list[str], list[dict], str]:
 
 def _kept_pairs(args) -> tuple[PairFiles, list[str], list[dict], str]:
     """The same of pairs in a folder."""
-    paths = sorted(Path(args.pairs).glob('*.h5'))
+    paths = []
+    for path in map(Path, args.pairs):
+        paths += sorted(path.glob('*.h5')) if path.is_dir() else [path]
     if not paths:
         raise InputError(
-            f'{args.pairs} holds no pairs: make them with bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train '
+            f'{args.pairs[0]} holds no pairs: make them with bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train '
             'pairs, which puts them into WORK_DIR/m2asr_pairs.'
         )
     have = available_memory_gb()

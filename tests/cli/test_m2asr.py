@@ -199,6 +199,8 @@ def test_pairs_that_the_app_made_are_trained_on(case, fake, monkeypatch, capsys)
     (pairs, _), _ = fake['train'][0]
     assert pairs.subjects == ['sub-01', 'sub-02']
     card = json.loads((case / 'out' / 'net_card.json').read_text())
+    assert run('train', '--pairs', case / 'sub-02_T2w.h5', '-o', case / 'out' / 'one') == 0
+    assert fake['train'][1][0][0].subjects == ['sub-02']
     assert card['data'][1] == {'subject': 'sub-02', 'contrast': 'T2w', 'files': ['2_T1w', '2_T2w']}
     monkeypatch.setattr(m2asr_files, 'available_memory_gb', lambda: 0.5)
     capsys.readouterr()
