@@ -12,6 +12,7 @@ import numpy as np
 
 from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
 from bids_gsrecon.cli.m2asr_training import TrainingFiles, check_memory, digest_of, weights_path
+from bids_gsrecon.cli.method_options import M2ASR_FIELDS
 from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import sidecar_metadata
 from bids_gsrecon.cli.staging import staged
@@ -85,8 +86,7 @@ def read_training(args) -> TrainingInputs:
     output_folder(files.split.parent)
     share = HELD_OUT if args.held_out is None else args.held_out
     held_out, warnings = update_split(files.split, subjects, share=share, seed=args.random_seed)
-    given = {'size': args.size, 'max_minutes': args.max_minutes, 'max_steps': args.max_steps}
-    given['synthetic_fraction'] = args.synthetic_fraction
+    given = {name: getattr(args, name) for name in M2ASR_FIELDS.values()}
     options = TrainingOptions(
         **{name: value for name, value in given.items() if value is not None},
         seed=args.random_seed,

@@ -68,7 +68,10 @@ CINE_FIELDS = {name: name.removeprefix('cine_') for name in ('cine_model', 'cine
 CINE_SLOPPY = {'iterations': 10, 'fall_back': False}
 
 
-M2ASR_FIELDS = {f'm2asr_{name}': name for name in ('size', 'max_minutes', 'max_steps', 'synthetic_fraction')}
+M2ASR_FIELDS = {
+    f'm2asr_{name}': name
+    for name in ('size', 'max_minutes', 'max_steps', 'checkpoint_minutes', 'synthetic_fraction')
+}
 M2ASR_SLOPPY = {'max_steps': 20}
 
 
@@ -125,6 +128,12 @@ def add_m2asr_training(group, prefix: str = '') -> None:
         help='train for so long (default: the steps of the size)',
     )
     group.add_argument(f'--{prefix}max-steps', type=positive_int, metavar='N', help='train for so many steps')
+    group.add_argument(
+        f'--{prefix}checkpoint-minutes',
+        type=positive_float,
+        metavar='M',
+        help='time between checkpoints, from which an interrupted training goes on (default: 5)',
+    )
     group.add_argument(
         f'--{prefix}synthetic-fraction',
         type=share,

@@ -1,6 +1,9 @@
 """``gsrecon m2asr``: its files, and what it says about bad input."""
 
 import json
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -354,6 +357,32 @@ def test_errors_of_the_method_name_the_file(case, weights, monkeypatch, capsys):
     monkeypatch.setattr(method, 'apply', refuse)
     assert apply(case, weights) == 2
     assert 'sub-01_coarse_T2w.nii.gz: The target is odd' in error_line(capsys)
+
+
+@pytest.mark.integration
+def test_killed_in_the_middle_it_goes_on_to_the_same_network(tmp_path):
+    case = write_pairs(tmp_path, 1, shape=(72, 80, 6), slice_mm=3.0)
+    pair = ['--pair', case / 'sub-01_T1w.nii.gz', case / 'sub-01_T2w.nii.gz']
+    more = ['--max-steps', 30, '--checkpoint-minutes', 1e-4, '--threads', 1]
+    program = [sys.executable, '-m', 'bids_gsrecon.cli.direct', 'm2asr', 'train']
+    command = [str(a) for a in [*program, *pair, '-o', case / 'cut.h5', *more]]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = case / 'cut_checkpoint.pt'
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None, 'it must not end before it is killed'
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (case / 'cut.h5').exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert '30 steps' in done.stdout and not checkpoint.exists()
+    assert run('train', *pair, '-o', case / 'whole.h5', *more) == 0
+    cut, whole = (load_weights(case / f'{name}.h5') for name in ('cut', 'whole'))
+    for name, values in whole.state.items():
+        np.testing.assert_array_equal(cut.state[name].numpy(), values.numpy(), err_msg=name)
 
 
 def test_tiny_learns_and_is_applied(tmp_path, capsys):
