@@ -64,7 +64,7 @@ def _memory_in_words(what: str):
         ) from error
 
 
-class _Kernels:
+class Kernels:
     """The custom operators, called on one device and its current stream."""
 
     def __init__(self, operators, device: torch.device):
@@ -91,7 +91,7 @@ class _Kernels:
 class CudaPlan:
     """Sorted and packed Gaussians on the device; see `bids_gsrecon.gpu.backend.Plan`."""
 
-    def __init__(self, kernels: _Kernels, means, covariances, log_weights, shape, cutoff):
+    def __init__(self, kernels: Kernels, means, covariances, log_weights, shape, cutoff):
         self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
         self._n_keys = count_cells(self.shape)
         if max(self.shape) > _MAX_SIDE:
@@ -254,13 +254,13 @@ class CudaBackend(PlannedBackend):
     name = 'cuda'
 
     def __init__(self, operators, device: torch.device | str | None = None):
-        self._operators = operators
+        self.operators = operators
         self._device = device
 
     def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> CudaPlan:
         """Cull, sort and pack on the device."""
         device = self._device or (means.device if means.is_cuda else f'cuda:{torch.cuda.current_device()}')
-        kernels = _Kernels(self._operators, torch.device(device))
+        kernels = Kernels(self.operators, torch.device(device))
         return CudaPlan(kernels, means, covariances, log_weights, shape, cutoff)
 
 

@@ -10,6 +10,8 @@ over the same box is rendered by scaling both, so that one set of Gaussians give
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 
 import numpy as np
@@ -17,32 +19,58 @@ import torch
 
 from bids_gsrecon.gpu import splat2d
 
+_LOG = logging.getLogger(__name__)
 PARAMETERS = ('x', 'y', 'sx', 'sy', 'rho', 'w')
 CUTOFF = 3.3
 MIN_WIDTH = 1e-4  # pixels; thinner Gaussians are rendered with it: float32 holds no thinner ellipse
 
 
-def render2d(parameters: torch.Tensor, shape, *, scale=1.0, cutoff: float = CUTOFF) -> torch.Tensor:
+def render2d(
+    parameters: torch.Tensor, shape, *, scale=1.0, cutoff: float = CUTOFF, grid: tuple[int, int] | None = None
+) -> torch.Tensor:
     """Images (B, nx, ny) of B sets of Gaussians (B, N, 6), see `PARAMETERS`; differentiable.
 
     Parameters
     ----------
     parameters
-        float32, in pixels of the grid on which they were made; on the CPU the compiled kernels draw them, elsewhere
-        torch.
+        float32, in pixels of the grid on which they were made. Compiled kernels draw them on the CPU, and on a CUDA
+        device where they can be built; plain torch otherwise.
     shape
         (nx, ny) of the images.
     scale
         Pixels of the images per pixel of the parameters' grid; a number or one for each axis.
     cutoff
         R: where a Gaussian ends, in standard deviations.
+    grid
+        (gx, gy), if the Gaussians lie about the centres of gx x gy equal cells, y fastest: CUDA devices find them by it.
     """
     if parameters.ndim != 3 or parameters.shape[2] != len(PARAMETERS):
         raise ValueError(f'parameters must be (B, N, {len(PARAMETERS)}), not {tuple(parameters.shape)}')
+    if grid is not None and math.prod(grid) != parameters.shape[1]:
+        raise ValueError(f'{parameters.shape[1]} Gaussians do not fill a grid of {grid[0]} x {grid[1]}')
     scaled = on_grid(parameters, scale)
-    if parameters.device.type != 'cpu':
+    renderer = _renderer(parameters.device.type)
+    if renderer is None:
         return render_torch(scaled, shape, cutoff=cutoff)
-    return _Render.apply(factors(scaled), tuple(shape), float(cutoff))
+    return _Render.apply(
+        factors(scaled), tuple(shape), float(cutoff), grid or (1, parameters.shape[1]), renderer
+    )
+
+
+@functools.cache
+def _renderer(kind: str):
+    """What draws on devices of a kind; None: torch itself."""
+    if kind == 'cpu':
+        return _CpuKernels()
+    if kind != 'cuda':
+        return None
+    from bids_gsrecon.gpu.cuda_render2d import device_renderer
+
+    try:
+        return device_renderer()
+    except RuntimeError as error:
+        _LOG.warning('%s Until then plain torch renders, slowly.', error)
+        return None
 
 
 def on_grid(parameters: torch.Tensor, scale) -> torch.Tensor:
@@ -63,23 +91,34 @@ def factors(parameters: torch.Tensor) -> torch.Tensor:
 
 
 class _Render(torch.autograd.Function):
-    """`splat2d` of Gaussians without an imaginary part."""
+    """Kernels of Gaussians without an imaginary part."""
 
     @staticmethod
-    def forward(ctx, parameters, shape, cutoff):
+    def forward(ctx, parameters, shape, cutoff, grid, renderer):
         ctx.save_for_backward(parameters)
-        ctx.cutoff = cutoff
-        planes = splat2d.splat(parameters.detach().float().numpy(), shape, cutoff=cutoff)
-        return torch.from_numpy(np.ascontiguousarray(planes[:, 0]))
+        ctx.cutoff, ctx.renderer = cutoff, renderer
+        return renderer.splat(parameters.detach().float(), grid, shape, cutoff)
 
     @staticmethod
     def backward(ctx, gradient):
         (parameters,) = ctx.saved_tensors
+        out = ctx.renderer.gradient(parameters.detach().float(), gradient, ctx.cutoff)
+        return out, None, None, None, None
+
+
+class _CpuKernels:
+    """`splat2d` with the imaginary part left empty."""
+
+    def splat(self, parameters: torch.Tensor, grid, shape, cutoff: float) -> torch.Tensor:
+        planes = splat2d.splat(parameters.numpy(), shape, cutoff=cutoff)
+        return torch.from_numpy(np.ascontiguousarray(planes[:, 0]))
+
+    def gradient(self, parameters: torch.Tensor, gradient: torch.Tensor, cutoff: float) -> torch.Tensor:
         planes = splat2d.frame_planes(len(gradient), gradient.shape[1:])
         planes[:, 0] = gradient.numpy()
-        out = splat2d.splat_gradient(parameters.detach().float().numpy(), planes, cutoff=ctx.cutoff)
+        out = splat2d.splat_gradient(parameters.numpy(), planes, cutoff=cutoff)
         out[..., 6] = 0
-        return torch.from_numpy(out), None, None
+        return torch.from_numpy(out)
 
 
 def render_torch(parameters: torch.Tensor, shape, *, cutoff: float = CUTOFF) -> torch.Tensor:

@@ -57,6 +57,10 @@ constexpr const char* SCHEMAS[] = {
     "finish(" GEOMETRY "Tensor order, Tensor moments, Tensor(a!) grad_means, Tensor(b!) grad_covariances, "
     "Tensor(c!) grad_log_weights, Tensor(d!) grad_amplitudes, int n_used, int n_channels, int doubles, "
     "int stream) -> ()",
+    "render2d(Tensor parameters, Tensor(a!) image, int batch, int gx, int gy, int nx, int ny, float reach, "
+    "float cutoff, int stream) -> ()",
+    "render2d_gradients(Tensor parameters, Tensor grads, Tensor(a!) out, int batch, int per_image, int nx, int ny, "
+    "float cutoff, int stream) -> ()",
 };
 
 #define REGISTER(kind)                                          \
@@ -68,7 +72,9 @@ constexpr const char* SCHEMAS[] = {
     m.impl("forward", &Operator<gsrecon_forward>::kind);           \
     m.impl("moments", &Operator<gsrecon_moments>::kind);           \
     m.impl("add_segments", &Operator<gsrecon_add_segments>::kind); \
-    m.impl("finish", &Operator<gsrecon_finish>::kind);
+    m.impl("finish", &Operator<gsrecon_finish>::kind);             \
+    m.impl("render2d", &Operator<gsrecon_render2d>::kind);         \
+    m.impl("render2d_gradients", &Operator<gsrecon_render2d_gradients>::kind);
 
 }  // namespace
 

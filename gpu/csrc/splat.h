@@ -51,5 +51,14 @@ int64_t gsrecon_finish(const void* means, const void* covariances, const void* l
                        void* grad_amplitudes, int64_t n_used, int64_t n_channels, int64_t doubles,
                        int64_t stream);
 
+// Real 2D Gaussians (render2d.cu), apart from all of the above. parameters (batch, gx gy, 7) float32: x, y, l11, l21,
+// l22, weight, unused, in pixels of the images (batch, nx, ny); reach: see render2d.cu.
+int64_t gsrecon_render2d(const void* parameters, void* image, int64_t batch, int64_t gx, int64_t gy, int64_t nx,
+                         int64_t ny, double reach, double cutoff, int64_t stream);
+
+// out (batch, per_image, 7): gradient of the sum of grads (batch, nx, ny) times the images.
+int64_t gsrecon_render2d_gradients(const void* parameters, const void* grads, void* out, int64_t batch,
+                                   int64_t per_image, int64_t nx, int64_t ny, double cutoff, int64_t stream);
+
 const char* gsrecon_error(int64_t code);
 }

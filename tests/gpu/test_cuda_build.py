@@ -65,6 +65,7 @@ def test_torch_operators(operators_library, shim_library):
     script = """
 import sys, torch
 from bids_gsrecon.gpu.cuda import CudaBackend
+from bids_gsrecon.gpu.cuda_render2d import Render2d
 from tests.gpu import cuda_shim, fields
 torch.ops.load_library(sys.argv[1])
 operators = torch.ops.bids_gsrecon_splat
@@ -90,7 +91,10 @@ grad_sums = torch.randn((6, *shape), generator=torch.Generator().manual_seed(1))
 results = []
 for these in (Checked(), cuda_shim.Operators(sys.argv[2])):
     plan = CudaBackend(these, 'cpu').plan(*field[:3], shape)
-    results.append((plan.forward(field[3]), *plan.backward(field[3], grad_sums)))
+    flat = torch.rand((2, 12, 7), generator=torch.Generator().manual_seed(2)) + 0.5
+    image = Render2d(these).splat(flat, (3, 4), (9, 8), 3.0)
+    results.append((plan.forward(field[3]), *plan.backward(field[3], grad_sums), image,
+                    Render2d(these).gradient(flat, image, 3.0)))
 for a, b in zip(*results):
     assert torch.equal(a, b)
 names = {s.name.split('::')[1] for s in torch._C._jit_get_all_schemas() if 'bids_gsrecon_splat' in s.name}

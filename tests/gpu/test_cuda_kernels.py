@@ -84,7 +84,7 @@ def test_levels_are_counted_alike_on_both_sides(shim_backend):
     for shape in ((1, 1, 1), (8, 9, 64), (65, 3, 7), (33, 200, 16)):
         field = fields.single((-50.0, 0.0, 0.0), (1.0, 0, 0, 1.0, 0, 1.0))
         keys, stats = torch.zeros(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int64)
-        shim_backend._operators.prepare(*field[:3], keys, stats, 1, 0, *shape, 3.0, 0)
+        shim_backend.operators.prepare(*field[:3], keys, stats, 1, 0, *shape, 3.0, 0)
         assert int(keys) == count_cells(shape)
 
 
@@ -157,7 +157,7 @@ def test_failed_allocation_is_one_sentence(shim_backend, monkeypatch):
     def fail(*_, **__):
         raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate ...')
 
-    monkeypatch.setattr(cuda._Kernels, 'empty', fail)
+    monkeypatch.setattr(cuda.Kernels, 'empty', fail)
     with pytest.raises(RuntimeError, match=r'too little free memory for sums of 2 x \(9, 9, 9\) voxels'):
         plan.forward(torch.ones(3, 1))
 
@@ -170,7 +170,7 @@ def test_self_check(shim_backend):
             def call(*arguments):
                 if name == 'pack':
                     raise RuntimeError('no kernel image is available\nfor this device')
-                getattr(shim_backend._operators, name)(*arguments)
+                getattr(shim_backend.operators, name)(*arguments)
 
             return call
 

@@ -39,7 +39,7 @@ class Prediction:
         if shape is None:
             factors = (scale, scale) if isinstance(scale, (int, float)) else scale
             shape = tuple(round(n * f) for n, f in zip(self.size, factors))
-        return render2d(self.gaussians, shape, scale=scale)
+        return render2d(self.gaussians, shape, scale=scale, grid=self.size)
 
 
 class Network(nn.Module):

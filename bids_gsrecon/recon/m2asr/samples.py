@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.imaging.foreground import background_value, bounding_box, foreground_threshold
 from bids_gsrecon.imaging.kspace_crop import band_limited, coarse_side
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap, random_contrasts, tissue_classes
 from bids_gsrecon.recon.m2asr.types import Pair
@@ -22,12 +23,17 @@ NEARLY_ISOTROPIC = 1.15  # ratio of voxel sides below which slices are cut acros
 
 
 def intensity_range(image: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
-    """(low, span) of the affine map to about 0..1: from the least value to the 99.5th percentile of what is brighter
-    than a hundredth of the maximum (in ``mask``, if given)."""
-    low, high = float(image.min()), float(image.max())
-    inside = image[image > low + 0.01 * (high - low)] if mask is None else image[mask]
+    """(low, span) of the affine map to about 0..1: from the background to the 99.5th percentile of the signal, in
+    ``mask`` or above the background."""
+    low = background_value(image)
+    inside = image[image > foreground_threshold(image)] if mask is None else image[mask]
     span = float(np.percentile(inside, 99.5)) - low if inside.size else 0.0
-    return low, span if span > 0 else max(high - low, 1e-6)
+    return low, span if span > 0 else max(float(np.ptp(image)), 1e-6)
+
+
+def signal(pair: Pair) -> np.ndarray:
+    """(X, Y, Z) bool: the pair's mask, or where its target is brighter than the background."""
+    return pair.target > foreground_threshold(pair.target) if pair.mask is None else pair.mask
 
 
 @dataclass(eq=False)
@@ -65,7 +71,7 @@ class Subject:
         InputError
             Slices smaller than a patch; an empty mask.
         """
-        mask = pair.mask if pair.mask is not None else pair.target > pair.target.min()
+        mask = signal(pair)
         if not mask.any():
             raise InputError(f'The mask of {pair.subject} is empty: leave the subject or the mask out.')
         sizes = pair.lattice.voxel_sizes_mm
@@ -75,7 +81,7 @@ class Subject:
         cut = tuple(slice(a, b) for a, b in zip(start, stop))
         images = []
         for image in (pair.target, pair.reference):
-            low, span = intensity_range(image, mask)
+            low, span = intensity_range(image, pair.mask)
             images.append((image[cut] - low) / span)
         images = np.stack(images).astype(np.float32)
         labels = tissue_classes(images, mask[cut]) if with_labels else None
@@ -182,9 +188,9 @@ def _augmented(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _box(mask: np.ndarray, patch: int, axes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Box of the mask, two voxels wider, at least a patch wide where slices are cut (and the grid is)."""
-    where = np.argwhere(mask)
     size = np.array(mask.shape)
-    low, high = np.maximum(where.min(0) - 2, 0), np.minimum(where.max(0) + 3, size)
+    low, high = bounding_box(mask)
+    low, high = np.maximum(low - 2, 0), np.minimum(high + 2, size)
     in_plane = [a for a in range(3) if len(axes) > 1 or a != axes[0]]
     for a in in_plane:
         lacking = max(patch - (high[a] - low[a]), 0)

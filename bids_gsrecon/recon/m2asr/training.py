@@ -145,7 +145,9 @@ class Trainer:
             torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f'the loss is {value} after {self.step} steps: lower the learning rate')
+            raise InputError(
+                f'The training diverged after {self.step} steps (its loss is {value}): train again with another seed.'
+            )
         self.loss = value if math.isnan(self.loss) else LOSS_MEMORY * self.loss + (1 - LOSS_MEMORY) * value
 
     def averaged(self) -> Network:

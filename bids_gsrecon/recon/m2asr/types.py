@@ -31,7 +31,7 @@ class Pair:
     slice_axis
         Stored axis across slices: coarse images of this contrast are coarse along the two others.
     mask
-        (X, Y, Z) bool, where scores count; none: wherever the target is not zero.
+        (X, Y, Z) bool, where pieces are drawn from and scores count; none: where the target is brighter than its background.
     reference_contrast
         The reference's BIDS suffix.
 
@@ -94,8 +94,8 @@ class TrainingOptions:
     validation_subjects
         Left out of the training and scored at its end.
     synthetic_fraction
-        Share of the pairs whose two contrasts are made up (both images through random tone curves, which for the
-        reference may run backwards), so that the model does not rely on how one sequence looks.
+        Share of the draws with contrasts that are made up, every tissue with any brightness in either image, so that
+        the model does not rely on how one sequence looks; of label maps, or of the pairs' own tissue classes.
     checkpoint_minutes
         Time between checkpoints.
     clock

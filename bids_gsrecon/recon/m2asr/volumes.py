@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bids_gsrecon.imaging.foreground import bounding_box
 from bids_gsrecon.imaging.kspace_crop import crop_kspace, in_plane_axes, replace_measured, zero_filled
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.metrics import data_range, psnr
 from bids_gsrecon.recon.m2asr.network import Network
-from bids_gsrecon.recon.m2asr.samples import intensity_range
+from bids_gsrecon.recon.m2asr.samples import intensity_range, signal
 from bids_gsrecon.recon.m2asr.slices import predict
 from bids_gsrecon.recon.m2asr.types import Pair
 
@@ -34,19 +35,18 @@ def restore(
     One affine map of the intensities per volume, undone at the end; slices without mask, and what lies more than a
     margin outside the box of the mask, stay as they are.
     """
+    low, span = intensity_range(coarse, mask)
+    low_reference, span_reference = intensity_range(reference, mask)
     if mask is None:
         mask = np.ones(coarse.shape, bool)
     if not mask.any():
         return coarse.copy()
-    low, span = intensity_range(coarse, mask)
-    low_reference, span_reference = intensity_range(reference, mask)
-    box = []
-    for axis in range(3):
-        where = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-        margin = 0 if axis == slice_axis else MARGIN
-        box.append(slice(max(0, where[0] - margin), where[-1] + 1 + margin))
+    start, stop = bounding_box(mask)
+    for axis in in_plane_axes(slice_axis):
+        start[axis], stop[axis] = max(0, start[axis] - MARGIN), stop[axis] + MARGIN
+    box = tuple(slice(a, b) for a, b in zip(start, stop))
     out = coarse.copy()
-    by_slice = [np.moveaxis(v[tuple(box)], slice_axis, 0) for v in (out, coarse, reference, mask)]
+    by_slice = [np.moveaxis(v[box], slice_axis, 0) for v in (out, coarse, reference, mask)]
     used = by_slice[3].any((1, 2))
     sharp = predict(
         network, (by_slice[1][used] - low) / span, (by_slice[2][used] - low_reference) / span_reference, scale,
@@ -90,7 +90,7 @@ def scores(network: Network, pairs: Sequence[Pair], scales: Sequence[float] = SC
     for scale in scales:
         rows = []
         for pair in pairs:
-            mask = pair.mask if pair.mask is not None else pair.target > pair.target.min()
+            mask = signal(pair)
             axis = pair.slice_axis
             where = np.flatnonzero(mask.any(in_plane_axes(axis)))
             some = where[np.unique(np.linspace(0, len(where) - 1, SCORED_SLICES).round().astype(int))]

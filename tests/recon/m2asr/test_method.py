@@ -182,3 +182,21 @@ def test_refused_input(model):
         run(model, (reference, lattice, coarse, where), mask=np.ones((3, 3, 3)))
     with pytest.raises(InputError, match='another size or version'):
         build(Model(dataclasses.replace(NETWORK, channels=16), model.state, model.card))
+
+
+def test_without_a_mask_a_larger_background_changes_nothing(model):
+    """The map of the intensities is that of the signal, not of the field of view."""
+    case = coarse_case(make_pair(), 2.0)
+    padded = [np.pad(v, ((20, 20), (20, 20), (0, 0))) for v in (make_pair().reference, make_pair().target)]
+    lattice = Lattice(padded[0].shape, case[1].affine)
+    coarse, where = crop_kspace(padded[1], lattice, 2, 2.0)
+    wide = run(model, (padded[0], lattice, coarse, where)).image[20:-20, 20:-20]
+    narrow = run(model, case).image
+    # The k-space grids differ a little, the brightness must not.
+    assert abs(wide.mean() / narrow.mean() - 1) < 0.01
+
+
+def test_an_empty_mask_leaves_the_zero_filled_image(model):
+    case = coarse_case(make_pair(), 2.0)
+    done = run(model, case, mask=np.zeros(case[0].shape, bool))
+    assert np.abs(done.image - start_of(case, 2)).max() < 1e-3 * np.ptp(done.image)
