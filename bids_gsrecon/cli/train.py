@@ -36,6 +36,7 @@ class Prepared:
 def run_training(config: Config, started: float) -> int:
     """``group --recon m2asr --train``, from the checked settings to the exit code."""
     from bids_gsrecon.cli import checks, finish, outcome
+    from bids_gsrecon.cli.build import BuildError
     from bids_gsrecon.cli.run import INTERRUPTED, say, stop_children
     from bids_gsrecon.interfaces.bids import remove_stale_temporaries
 
@@ -54,6 +55,12 @@ def run_training(config: Config, started: float) -> int:
         elif prepared.files:
             result = _train(config, prepared.files)
         code = outcome.exit_code(prepared.outcomes)
+    except BuildError as error:
+        say(f'the workflow could not be built: {str(error).strip().splitlines()[-1]}', error=True)
+        code = 70
+    except InputError as error:
+        say(f'error: {error}', error=True)
+        code = 2
     except KeyboardInterrupt:
         stop_children()
         say('interrupted: run the same command again, it goes on where it stopped', error=True)
@@ -70,19 +77,14 @@ def run_training(config: Config, started: float) -> int:
 def _prepare(config: Config, prepared: Prepared) -> None:
     """Make the pairs of all participants that are not there yet; fills ``prepared`` as it goes."""
     from bids_gsrecon.cli import execute
-    from bids_gsrecon.cli.build import BuildError, build_in_child
+    from bids_gsrecon.cli.build import build_in_child
     from bids_gsrecon.cli.outcome import collect_outcomes
     from bids_gsrecon.cli.run import announce
 
     execute.apply_nipype_settings(config)
     execute.start_logging(config)
     for part in _parts(config):
-        try:
-            built = build_in_child(part)
-        except BuildError as error:
-            raise RuntimeError(
-                f'the workflow could not be built: {str(error).strip().splitlines()[-1]}'
-            ) from error
+        built = build_in_child(part)
         announce(part, built)
         _check_space(part, built.plans)
         for target in _targets(built.plans):
@@ -224,11 +226,13 @@ def _relative(config: Config, path: str) -> str:
 
 def _verdict(config: Config, prepared: Prepared, result: str, code: int) -> str:
     """The last line of a run."""
-    failed = [f'sub-{item.participant}' for item in prepared.outcomes if item.status == 'failed']
-    parts = [result] if result else []
-    parts += [f'nothing was trained: there is no pair of {config.method.reference} and another contrast'] * (
-        not result and code != 130
-    )
-    parts += [f'{len(failed)} participant(s) failed ({", ".join(failed)})'] if failed else []
+    from bids_gsrecon.cli.outcome import FAILED
+
+    failed = [f'sub-{item.participant}' for item in prepared.outcomes if item.status == FAILED]
+    parts = [result or 'nothing was trained']
+    if not result and not prepared.files and code in (0, 1, 70):
+        parts = [f'nothing was trained: there is no pair of {config.method.reference} and another contrast']
+    if failed:
+        parts.append(f'{len(failed)} participant(s) failed ({", ".join(failed)})')
     word = {0: 'SUCCESS', 70: 'NOTHING TO DO', 130: 'INTERRUPTED'}.get(code, 'FAILED')
-    return f'bids_gsrecon: {word}: {"; ".join(parts) or "go on with the same command"} (exit code {code})'
+    return f'bids_gsrecon: {word}: {"; ".join(parts)} (exit code {code})'

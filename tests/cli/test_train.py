@@ -10,8 +10,7 @@ import pytest
 from bids_gsrecon.cli import train
 from bids_gsrecon.cli.parser import parse_args
 from bids_gsrecon.cli.train import run_training
-from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.m2asr_files import load_weights
+from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, load_weights
 from tests.bids_datasets import healthy, write_description, write_t1w, write_thick
 from tests.m2asr_fakes import fake
 
@@ -156,15 +155,26 @@ def test_nothing_to_train_on_is_exit_code_70(tmp_path, group, fake, capsys):
     assert fake['train'] == []
 
 
-def test_a_full_disk_is_noticed_before(tmp_path, group, fake, monkeypatch):
+def test_a_full_disk_is_noticed_before(tmp_path, group, fake, monkeypatch, capsys):
     healthy(tmp_path / 'bids')
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(train.shutil, 'disk_usage', lambda path: Usage)
-    with pytest.raises(InputError, match='free space, or choose another work folder'):
-        group()
+    assert group() == 2
+    assert 'free space, or choose another work folder' in capsys.readouterr().err
+    assert status(tmp_path)['exit_code'] == 2
+
+
+def test_a_checkpoint_of_another_training_ends_it(tmp_path, group, fake, capsys):
+    healthy(tmp_path / 'bids')
+    (tmp_path / 'out' / 'm2asr').mkdir(parents=True)
+    CheckpointFile(tmp_path / 'out' / 'm2asr' / 'm2asr-tiny_checkpoint.pt', {'size': 'small'}).save({})
+    assert group() == 2
+    captured = capsys.readouterr()
+    assert 'another training (size "small" there, "tiny" now' in captured.err
+    assert captured.out.strip().splitlines()[-1] == 'bids_gsrecon: FAILED: nothing was trained (exit code 2)'
 
 
 def test_participants_are_done_a_few_at_a_time(tmp_path):
