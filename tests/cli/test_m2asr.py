@@ -328,6 +328,23 @@ def test_slices_that_differ_and_pixels_alike_are_one_sentence(case, weights, fak
     assert 'no slices in common' in error_line(capsys)
 
 
+def test_factors_beyond_6_are_refused_and_those_beyond_the_training_warned_about(case, tmp_path, capsys):
+    """By the method itself, before it computes anything."""
+    target = load_volume(case / 'sub-01_T2w.nii.gz')
+    weights = save_weights(tmp_path / 'net.h5', fake_model(scales=[1.0, 1.5]))
+    for factor, code in ((8.0, 2), (2.0, 0)):
+        coarse, lattice = crop_kspace(target.data, target.lattice, 2, factor)
+        save_volume(case / 'lr_T2w.nii.gz', coarse, lattice.affine)
+        assert apply(case, weights, target='lr_T2w') == code
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        'lr_T2w.nii.gz: ' in lines[0] and '8 x 7.33 times as coarse' in lines[0] and '6 at most' in lines[0]
+    )
+    assert 'factors 2 x 2 are outside those of the training, 1 to 1.5' in lines[1]
+    record = json.loads((case / 'out' / 'fine.json').read_text())
+    assert record['Verdict'] != 'trust' and record['Warnings'] == [lines[1].split('note: ')[1]]
+
+
 def test_without_weights_it_says_how_to_get_them(case, capsys):
     images = ['--reference', case / 'sub-01_T1w.nii.gz', '--target', case / 'sub-01_coarse_T2w.nii.gz']
     assert run('apply', *images, '-o', case / 'fine.nii.gz') == 2
@@ -388,6 +405,12 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_network(tmp_path):
 def test_tiny_learns_and_is_applied(tmp_path, capsys):
     """The real thing: a few steps, then one image; the result keeps the measured frequencies."""
     case = write_pairs(tmp_path, shape=(72, 80, 6), slice_mm=3.0)
+    for name in (
+        'sub-01_T2w',
+        'sub-01_coarse_T2w',
+        'sub-02_T1w',
+    ):  # slices of one value are no reason to fail
+        edit(case / f'{name}.nii.gz', lambda data: data * (np.arange(6) != 2))
     assert train(case, '--max-steps', 12, '--threads', 2) == 0
     assert 'held out x4' in capsys.readouterr().out
     card = json.loads((case / 'out' / 'net_card.json').read_text())
@@ -399,5 +422,6 @@ def test_tiny_learns_and_is_applied(tmp_path, capsys):
     again, _ = crop_kspace(image.data, image.lattice, 2, 2.0)
     np.testing.assert_allclose(again, target.data, atol=0.03 * target.data.max())
     assert np.corrcoef(image.data.ravel(), truth.data.ravel())[0, 1] > 0.95
+    assert np.abs(image.data[:, :, 2]).max() < 0.02 * truth.data.max()
     record = json.loads((case / 'out' / 'fine.json').read_text())
     assert record['Network']['steps'] == 12 and 'own_gain_db' in record['FiguresOfMerit']
