@@ -95,7 +95,12 @@ def train_and_write(
         'pairs': digest,
     }
     checkpoint = CheckpointFile(files.checkpoint, run)
-    model = method.train(pairs, options, labels=labels, checkpoint=checkpoint, progress=progress)
+    try:
+        model = method.train(pairs, options, labels=labels, checkpoint=checkpoint, progress=progress)
+    except InputError as error:
+        if str(error).startswith('The checkpoint'):  # the method knows no files
+            raise InputError(f'{files.checkpoint}: {error}') from error
+        raise
     if not is_main_process():
         return model
     model.card['data'] = data

@@ -34,9 +34,9 @@ from bids_gsrecon.workflows.registry import RECONS
 DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
 exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
-isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), or undersampled k-space
-of a beating heart (ISMRMRD, under sourcedata) to a series (cine); the group level gathers the figures of merit of all
-participants in one table."""
+isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), undersampled k-space of a
+beating heart (ISMRMRD, under sourcedata) to a series (cine), or thick slices to finer pixels by a trained network
+(m2asr); the group level gathers the figures of merit of all participants in one table, or trains that network."""
 
 
 class _Parser(argparse.ArgumentParser):

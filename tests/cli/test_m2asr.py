@@ -150,6 +150,17 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence(case, fake, capsys):
     assert not (case / 'out' / 'net.h5').exists()
 
 
+def test_what_the_method_says_of_a_checkpoint_names_the_file(case, monkeypatch, capsys):
+    from bids_gsrecon.recon.m2asr import method
+
+    def refuse(*args, **kwargs):
+        raise InputError('The checkpoint is of another version: start afresh without it.')
+
+    monkeypatch.setattr(method, 'train', refuse)
+    assert train(case) == 2
+    assert 'out/net_checkpoint.pt: The checkpoint is of another version' in error_line(capsys)
+
+
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
