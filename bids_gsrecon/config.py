@@ -82,6 +82,14 @@ class Method:
     svr_denoise: bool = False
     svr_slice_order: str = ''  # empty: by SliceTiming, else interleaved
     svr_template: str = ''  # image, or folder of templates by age
+    m2asr: dict[str, Any] = field(default_factory=dict)  # fields of TrainingOptions that were set
+    m2asr_train: str = ''  # network, or pairs only
+    m2asr_weights: str = ''  # to apply; with m2asr_train where to write them, empty: in the output folder
+    m2asr_contrasts: list[str] = field(
+        default_factory=list
+    )  # empty: those of the weights, else T2w and FLAIR
+    m2asr_split: str = ''  # table of who is held out; empty: beside the weights
+    m2asr_held_out: float = 0.15
 
 
 @dataclass

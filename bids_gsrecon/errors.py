@@ -23,3 +23,14 @@ def about(path) -> Iterator[None]:
     except ValueError as error:
         text = str(error).rstrip('.')
         raise InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.') from error
+
+
+@contextmanager
+def named(path) -> Iterator[None]:
+    """`InputError` of a function that knows no files gets the name of the one that it was given."""
+    try:
+        yield
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f'{path}: {error}') from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -25,6 +26,7 @@ BIDSIGNORE = (
     '*_desc-stacks_*',
     'svr',
     'cine',
+    'm2asr',
     'group_*',
     '.tmp-*',
 )
@@ -40,6 +42,24 @@ def what_was_used(target: TargetPlan) -> str:
     if target.volumes:
         return 'mean of the b=0 volumes'
     return 'mean over time' if target.average else 'contrast'
+
+
+def transform_path(target: TargetPlan, space: str) -> Path:
+    """``..._from-T2w_to-T1w_mode-image_xfm.txt``; ``from`` is the suffix, the other entities stay."""
+    source = target.name
+    entities = {'from': source.suffix, 'to': space, 'mode': 'image'}
+    return source.replaced(suffix='xfm', **entities).path('.txt')
+
+
+def recorded_verdict(config: Config, path: Path, name: str) -> list[str]:
+    """The verdict that the sidecar of an image at ``path`` (below the output folder) holds, as a sentence on ``name``."""
+    sidecar = config.output_dir / path.with_name(path.name.split('.')[0] + '.json')
+    try:
+        known = json.loads(sidecar.read_text())
+        why = f' ({"; ".join(known["Reasons"][:3])})' if known['Reasons'] else ''
+        return [f'{name}: {known["Verdict"]}{why}']
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def derivative_sink(config: Config, name: str, path: Path, metadata: dict | None = None, **inputs) -> pe.Node:

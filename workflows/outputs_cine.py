@@ -5,8 +5,6 @@ BIDS has no name for any of them: all lie in a folder ``cine``, which is in .bid
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 
 from nipype.interfaces import utility as niu
@@ -15,7 +13,7 @@ from nipype.pipeline import engine as pe
 from bids_gsrecon.config import Config
 from bids_gsrecon.interfaces.bids import raw_uri
 from bids_gsrecon.workflows.literate import LiterateWorkflow
-from bids_gsrecon.workflows.outputs import derivative_sink, generated_by, picture_sink
+from bids_gsrecon.workflows.outputs import derivative_sink, generated_by, picture_sink, recorded_verdict
 from bids_gsrecon.workflows.plan_cine import CineSession, CineTarget
 
 # Entities, and what the sidecar says; the sidecar of the magnitudes holds everything that is known.
@@ -74,14 +72,11 @@ def session_results(config: Config, session: CineSession) -> list[Path]:
 
 def session_verdicts(config: Config, session: CineSession) -> list[str]:
     """Trust, check or do not use, and why, of every series that was made."""
-    sentences = []
-    for target in session.targets:
-        sidecar = config.output_dir / image_path(target, 'magnitude').with_suffix('').with_suffix('.json')
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(sidecar.read_text())
-            why = f' ({"; ".join(known["Reasons"][:3])})' if known['Reasons'] else ''
-            sentences.append(f'{target.name.stem()}: {known["Verdict"]}{why}')
-    return sentences
+    return [
+        sentence
+        for target in session.targets
+        for sentence in recorded_verdict(config, image_path(target, 'magnitude'), target.name.stem())
+    ]
 
 
 def image_path(target: CineTarget, part: str) -> Path:

@@ -16,6 +16,7 @@ from bids_gsrecon.workflows.outputs import (
     generated_by,
     gradient_companions,
     picture_sink,
+    transform_path,
     what_was_used,
 )
 from bids_gsrecon.workflows.plan_harmonize import HarmonizeSession
@@ -169,7 +170,7 @@ def init_ds_contrast_wf(
         **gradient_companions(target),
     )
     ds_transform = derivative_sink(
-        config, 'ds_transform', _transform_path(names, target), {'Sources': sources}
+        config, 'ds_transform', transform_path(target, names.space), {'Sources': sources}
     )
     field_name = target.name.replaced(space=names.space, desc='field')
     ds_field = derivative_sink(config, 'ds_field', field_name.path('.h5'), {'Sources': sources})
@@ -200,10 +201,3 @@ def init_ds_contrast_wf(
         )
         workflow.connect(inputnode, 'mask', ds_mask, 'in_file')
     return workflow
-
-
-def _transform_path(names: OutputNames, target: TargetPlan) -> Path:
-    """``..._from-T2w_to-T1w_mode-image_xfm.txt``; ``from`` is the suffix, the other entities stay."""
-    source = target.name
-    entities = {'from': source.suffix, 'to': names.space, 'mode': 'image'}
-    return source.replaced(suffix='xfm', **entities).path('.txt')

@@ -20,7 +20,7 @@ from bids_gsrecon.workflows.plan_superres import is_anisotropic
 from bids_gsrecon.workflows.plan_svr import full_sets
 from bids_gsrecon.workflows.plan_target import by_session
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan
-from bids_gsrecon.workflows.registry import RECONS, not_runnable_message, session_planner
+from bids_gsrecon.workflows.registry import session_planner
 
 
 def plan_participants(config: Config, filters: dict[str, dict]) -> list[ParticipantPlan]:
@@ -58,9 +58,6 @@ def plan_participant(config: Config, participant: str, files: list[Path]) -> Par
         except InputError as error:
             plan.errors.append(str(error))
     recon, plan.reason = _choose_recon(config, participant, scans)
-    if not RECONS[recon].runnable:
-        plan.errors.append(f'sub-{participant}: {plan.reason}. {not_runnable_message(recon)}')
-        return plan
     plan.recon = recon
     if recon == 'cine':  # broken images are no reason to fail
         plan.messages, plan.errors = plan.errors, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from bids_gsrecon.config import Config
@@ -73,6 +74,18 @@ def find_roles(scans: list[Scan], suffix: str) -> Roles:
 
 def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> None:
     """Add to ``plan`` what harmonisation makes of the scans of a participant."""
+    for session, reference, own in sessions_with_reference(config, plan, scans):
+        if targets := _plan_targets(config, plan, own):
+            plan.sessions.append(_plan_session(config, plan, session, reference, targets))
+
+
+def sessions_with_reference(
+    config: Config, plan: ParticipantPlan, scans: list[Scan]
+) -> Iterator[tuple[str | None, Scan, list[Scan]]]:
+    """Every session that has other contrasts, with its reference (perhaps of another session) and those.
+
+    What is wrong with references, and what was chosen, goes into ``plan``.
+    """
     suffix = config.method.reference
     roles = find_roles(scans, suffix)
     for scan in roles.series:
@@ -93,7 +106,7 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
         own = [s for s in own if s in roles.others]
         if not own:
             where = f'ses-{session}' if session else f'sub-{plan.participant}'
-            plan.messages.append(f'{where} has only its {suffix}: nothing to harmonise there')
+            plan.messages.append(f'{where} has only its {suffix}: nothing to do there')
             continue
         reference = roles.chosen.get(session) or next(iter(roles.chosen.values()))
         if session not in roles.chosen:
@@ -104,8 +117,16 @@ def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> N
             if problem not in plan.errors:
                 plan.errors.append(problem)
             continue
-        if targets := _plan_targets(config, plan, own):
-            plan.sessions.append(_plan_session(config, plan, session, reference, targets))
+        yield session, reference, own
+
+
+def find_reference_mask(config: Config, plan: ParticipantPlan, reference: Scan) -> str:
+    """The brain mask of a reference in ``--derivatives``; empty: none there."""
+    folders = config.execution.derivatives
+    mask = find_derivative(folders, plan.participant, reference.session, '*desc-brain_mask.nii*')
+    if folders and not mask:
+        plan.messages.append('no *_desc-brain_mask.nii.gz in --derivatives: the brain mask will be found')
+    return str(mask or '')
 
 
 def _plan_targets(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> list[TargetPlan]:
@@ -126,12 +147,9 @@ def _plan_targets(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> l
 
 def _plan_session(config: Config, plan: ParticipantPlan, session, reference: Scan, targets):
     folders = config.execution.derivatives
-    mask = find_derivative(folders, plan.participant, reference.session, '*desc-brain_mask.nii*')
     scaffold = find_derivative(
         folders, plan.participant, reference.session, f'*desc-scaffold_{config.method.reference}.h5'
     )
-    if folders and not mask:
-        plan.messages.append('no *_desc-brain_mask.nii.gz in --derivatives: the brain mask will be found')
     return HarmonizeSession(
         participant=plan.participant,
         session=session,
@@ -139,7 +157,7 @@ def _plan_session(config: Config, plan: ParticipantPlan, session, reference: Sca
         reference=str(reference.path),
         reference_shape=list(reference.header.shape),
         reference_voxels_mm=[round(float(v), 5) for v in reference.header.voxel_sizes_mm],
-        mask=str(mask or ''),
+        mask=find_reference_mask(config, plan, reference),
         scaffold=str(scaffold or ''),
     )
 
@@ -163,7 +181,7 @@ def _reference_problem(config: Config, scan: Scan, scans: list[Scan]) -> str:
         return ''
     sizes = ' x '.join(f'{v:.2g}' for v in header.voxel_sizes_mm)
     return (
-        f'{scan.path} has thick slices itself ({sizes} mm) and so cannot be the scaffold of the other contrasts: '
+        f'{scan.path} has thick slices itself ({sizes} mm) and so cannot guide the other contrasts: '
         f'use an isotropic scan, accept the finest contrast there is with --reference {finest(scans).name.suffix}, '
         'or treat every image by itself with --recon superres.'
     )

@@ -1,4 +1,4 @@
-"""Which reconstruction methods exist, and which of them this version can run.
+"""Which reconstruction methods exist.
 
 A later method drops in by naming its three functions here; the parser, the planner, the graph and the exit codes
 follow from the table.
@@ -20,7 +20,7 @@ class Recon:
     summary
         What it does, for ``--help`` and messages.
     planner
-        ``module:function`` that adds its sessions to a participant's plan; empty: not in this version.
+        ``module:function`` that adds its sessions to a participant's plan.
     builder
         ``module:function`` of its ``init_*_wf`` (one session).
     results
@@ -33,15 +33,11 @@ class Recon:
 
     name: str
     summary: str
-    planner: str = ''
-    builder: str = ''
-    results: str = ''
+    planner: str
+    builder: str
+    results: str
     verdicts: str = ''
     on_gpu: bool = True
-
-    @property
-    def runnable(self) -> bool:
-        return bool(self.planner)
 
 
 RECONS = {
@@ -77,37 +73,35 @@ RECONS = {
             verdicts='bids_gsrecon.workflows.outputs_cine:session_verdicts',
             on_gpu=False,
         ),
-        Recon('m2asr', 'reference-guided super-resolution at any scale by a trained network'),
+        Recon(
+            'm2asr',
+            'in-plane super-resolution by a network that was trained with a reference contrast',
+            'bids_gsrecon.workflows.plan_m2asr:plan_sessions',
+            'bids_gsrecon.workflows.m2asr:init_m2asr_session_wf',
+            'bids_gsrecon.workflows.outputs_m2asr:session_results',
+            verdicts='bids_gsrecon.workflows.outputs_m2asr:session_verdicts',
+        ),
     )
 }
 
 
-def not_runnable_message(name: str) -> str:
-    """The sentence that ends a run whose method this version does not have."""
-    have = ', '.join(recon.name for recon in RECONS.values() if recon.runnable)
-    return (
-        f'--recon {name} ({RECONS[name].summary}) is not in this version of bids_gsrecon: '
-        f'use one of the methods it has ({have}).'
-    )
-
-
 def session_planner(name: str):
-    """``plan_sessions(config, plan, scans)`` of a runnable method."""
+    """``plan_sessions(config, plan, scans)`` of a method."""
     return _function(RECONS[name].planner)
 
 
 def session_builder(name: str):
-    """The ``init_*_wf`` function of a runnable method."""
+    """The ``init_*_wf`` function of a method."""
     return _function(RECONS[name].builder)
 
 
 def session_results(name: str):
-    """``session_results(config, session)`` of a runnable method."""
+    """``session_results(config, session)`` of a method."""
     return _function(RECONS[name].results)
 
 
 def session_verdicts(name: str):
-    """``session_verdicts(config, session)`` of a runnable method."""
+    """``session_verdicts(config, session)`` of a method."""
     return _function(RECONS[name].verdicts) if RECONS[name].verdicts else lambda config, session: []
 
 

@@ -29,6 +29,17 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float('nan')
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return value
+
+
 def seed_number(text: str) -> int:
     """A whole number, zero or above, that every random generator takes."""
     if not text.isdigit() or int(text) >= 2**31:

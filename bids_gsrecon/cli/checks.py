@@ -31,7 +31,7 @@ def check_folders(config: Config) -> None:
     )
     if not bids_dir.is_dir():
         raise InputError(f'{config.bids_dir} is not a folder: give the root of a BIDS dataset.')
-    if config.execution.analysis_level == 'group':
+    if config.execution.analysis_level == 'group' and not config.method.m2asr_train:
         if not output_dir.is_dir():
             raise InputError(f'{config.output_dir} does not exist: run the participant level first.')
         _check_writable(output_dir, 'output folder')
@@ -127,6 +127,37 @@ def parse_derivatives(items: list[str]) -> dict[str, str]:
             name += '_'
         table[name] = str(folder)
     return table
+
+
+def check_m2asr(config: Config) -> None:
+    """``--train`` and ``--weights`` where they belong; weights that are there and can be read.
+
+    Raises
+    ------
+    InputError
+        What is missing, and how to get it.
+    """
+    execution, method = config.execution, config.method
+    level = execution.analysis_level
+    if method.m2asr_train and (method.recon != 'm2asr' or level != 'group'):
+        raise InputError(
+            '--train belongs to the group level of m2asr: bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train.'
+        )
+    if method.m2asr_weights and method.recon != 'm2asr':
+        raise InputError('--weights belongs to m2asr: add --recon m2asr, or leave it out.')
+    if method.m2asr_train:
+        if method.m2asr_weights and not method.m2asr_weights.endswith('.h5'):
+            raise InputError(
+                f'--weights {method.m2asr_weights} does not end in .h5: name the file to write so.'
+            )
+        return
+    if method.recon != 'm2asr' or level == 'group' or execution.reports_only:
+        return
+    from bids_gsrecon.interfaces.m2asr_files import HOW_TO_GET_WEIGHTS, read_card
+
+    if not method.m2asr_weights:
+        raise InputError(f'--recon m2asr needs trained weights (--weights FILE); {HOW_TO_GET_WEIGHTS}.')
+    read_card(method.m2asr_weights)
 
 
 def check_cuda() -> None:

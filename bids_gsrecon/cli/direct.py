@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     'superres': 'bids_gsrecon.cli.direct_superres',
     'svr': 'bids_gsrecon.cli.direct_svr',
     'cine': 'bids_gsrecon.cli.direct_cine',
+    'm2asr': 'bids_gsrecon.cli.direct_m2asr',
     'sample': 'bids_gsrecon.cli.direct_sample',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
@@ -45,6 +46,10 @@ Stacks of slices that moved:
 A cine with known truth, and its reconstruction:
   gsrecon simulate cine case.h5 --acceleration 8
   gsrecon cine case.h5 -o cine.nii.gz
+
+A network that makes slices finer in plane, from sharp pairs on one grid, and its use:
+  gsrecon m2asr train --pair a_T1w.nii.gz a_T2w.nii.gz --pair b_T1w.nii.gz b_T2w.nii.gz -o net.h5 --max-minutes 10
+  gsrecon m2asr apply --weights net.h5 --reference c_T1w.nii.gz --target c_T2w.nii.gz -o fine.nii.gz
 
 Whole BIDS data sets: bids_gsrecon BIDS_DIR OUTPUT_DIR participant (see bids_gsrecon --help).
 Exit codes: 0 done, 1 failed while running, 2 unusable arguments or input.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
+from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number, share
 
 # The choices are repeated here because a command line must not load the numerics; a test compares them.
 SUPERRES_MODELS = ('auto', 'physics')
 CINE_MODELS = ('auto', 'free')
+M2ASR_SIZES = ('tiny', 'small', 'medium', 'paper')
 VOXEL_PROFILES = ('auto', 'cell', 'box', 'gaussian', 'point')
 SLICE_ORDERS = ('interleaved', 'interleaved-second', 'interleaved-reversed', 'ascending', 'descending')
 SLICE_PROFILE_HELP = (
@@ -67,6 +68,13 @@ CINE_FIELDS = {name: name.removeprefix('cine_') for name in ('cine_model', 'cine
 CINE_SLOPPY = {'iterations': 10, 'fall_back': False}
 
 
+M2ASR_FIELDS = {
+    f'm2asr_{name}': name
+    for name in ('size', 'max_minutes', 'max_steps', 'checkpoint_minutes', 'synthetic_fraction')
+}
+M2ASR_SLOPPY = {'max_steps': 20}
+
+
 def add_switches(group, switches: dict[str, str]) -> None:
     """``--name`` and ``--no-name`` for every switch; None unless given."""
     for name, text in switches.items():
@@ -103,6 +111,46 @@ def add_cine_model(group, prefix: str = '') -> None:
         nargs='+',
         metavar='R',
         help='also undersample fully sampled data by R, and compare',
+    )
+
+
+def add_m2asr_training(group, prefix: str = '') -> None:
+    """How a network is trained; ``prefix`` where other methods have such options too."""
+    group.add_argument(
+        f'--{prefix}size',
+        choices=M2ASR_SIZES,
+        help='of the network: tiny (default; minutes on a laptop) to paper (as published; days on a GPU)',
+    )
+    group.add_argument(
+        f'--{prefix}max-minutes',
+        type=positive_float,
+        metavar='M',
+        help='train for so long (default: the steps of the size)',
+    )
+    group.add_argument(f'--{prefix}max-steps', type=positive_int, metavar='N', help='train for so many steps')
+    group.add_argument(
+        f'--{prefix}checkpoint-minutes',
+        type=positive_float,
+        metavar='M',
+        help='time between checkpoints, from which an interrupted training goes on (default: 5)',
+    )
+    group.add_argument(
+        f'--{prefix}synthetic-fraction',
+        type=share,
+        metavar='X',
+        help='share of the pairs whose contrasts are made up, against surprises by other sequences (default: 0)',
+    )
+    group.add_argument(
+        f'--{prefix}split',
+        metavar='TSV',
+        help='table of who is held out (participant_id, split: training or validation); who is in it keeps the role, '
+        'others are added (default: beside the weights)',
+    )
+    group.add_argument(
+        f'--{prefix}held-out',
+        type=share,
+        metavar='X',
+        help='share of the subjects that is held out to score the network (default: 0.15)',
     )
 
 
@@ -168,6 +216,28 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     cine = parser.add_argument_group('Options of --recon cine')
     add_cine_model(cine, 'cine-')
     add_switches(cine, CINE_SWITCHES)
+    m2asr = parser.add_argument_group('Options of --recon m2asr')
+    m2asr.add_argument(
+        '--weights',
+        metavar='FILE',
+        help='participant level: the trained network to apply; group level with --train: where to write it (default: '
+        'OUTPUT_DIR/m2asr/m2asr-SIZE.h5)',
+    )
+    m2asr.add_argument(
+        '--train',
+        nargs='?',
+        choices=('network', 'pairs'),
+        const='network',
+        help='group level: train a network on the participants (reference and sharp T2w, FLAIR, ...); pairs: only '
+        'make what it is trained on (WORK_DIR/m2asr_pairs)',
+    )
+    m2asr.add_argument(
+        '--m2asr-contrasts',
+        nargs='+',
+        metavar='SUFFIX',
+        help='contrasts to train on (default: T2w FLAIR), or to make finer (default: those of the weights)',
+    )
+    add_m2asr_training(m2asr, 'm2asr-')
 
 
 def harmonize_fields(given) -> dict:
@@ -188,6 +258,11 @@ def svr_fields(given) -> dict:
 def cine_fields(given) -> dict:
     """Fields of CineOptions that the command line of the BIDS-App sets."""
     return _fields(given, CINE_FIELDS)
+
+
+def m2asr_fields(given) -> dict:
+    """Fields of TrainingOptions that the command line of the BIDS-App sets."""
+    return _fields(given, M2ASR_FIELDS)
 
 
 def _fields(given, names: dict[str, str]) -> dict:

@@ -16,25 +16,27 @@ from bids_gsrecon.cli.arguments import positive_float, positive_int, seed_number
 from bids_gsrecon.cli.method_options import (
     CINE_SLOPPY,
     HARMONIZE_SLOPPY,
+    M2ASR_SLOPPY,
     SUPERRES_SLOPPY,
     SVR_SLOPPY,
     add_methods,
     cine_fields,
     harmonize_fields,
+    m2asr_fields,
     superres_fields,
     svr_fields,
 )
 from bids_gsrecon.cli.resources import available_cpus, available_memory_gb, parse_memory_gb
 from bids_gsrecon.config import Config, Execution, Method, Resources, read_sections
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
+from bids_gsrecon.workflows.registry import RECONS
 
 DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
 exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
-isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), or undersampled k-space
-of a beating heart (ISMRMRD, under sourcedata) to a series (cine); the group level gathers the figures of merit of all
-participants in one table."""
+isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), undersampled k-space of a
+beating heart (ISMRMRD, under sourcedata) to a series (cine), or thick slices to finer pixels by a trained network
+(m2asr); the group level gathers the figures of merit of all participants in one table, or trains that network."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -178,7 +180,7 @@ def _add_behaviour(group):
 
 
 def _add_method(group):
-    methods = '; '.join(f'{r.name}: {r.summary}' for r in RECONS.values() if r.runnable)
+    methods = '; '.join(f'{r.name}: {r.summary}' for r in RECONS.values())
     group.add_argument(
         '--recon',
         choices=['auto', *RECONS],
@@ -200,7 +202,7 @@ def _add_method(group):
         type=positive_float,
         metavar='MM',
         help='isotropic voxel size of the output (default: the grid of the reference; for superres the finest '
-        'voxel size of each image, for svr 0.8)',
+        'voxel size of each image, for svr 0.8; for m2asr the pixel size, default: that of the reference)',
     )
     group.add_argument('--device', choices=['auto', 'cpu', 'cuda'], help='where to compute (default: auto)')
     group.add_argument(
@@ -243,6 +245,11 @@ _METHOD = {
     'svr_denoise': 'svr_denoise',
     'svr_slice_order': 'svr_slice_order',
     'svr_template': 'svr_template',
+    'weights': 'm2asr_weights',
+    'train': 'm2asr_train',
+    'm2asr_contrasts': 'm2asr_contrasts',
+    'm2asr_split': 'm2asr_split',
+    'm2asr_held_out': 'm2asr_held_out',
 }
 
 
@@ -289,6 +296,7 @@ def _config_from(given) -> Config:
         ('superres', SUPERRES_SLOPPY, superres_fields),
         ('svr', SVR_SLOPPY, svr_fields),
         ('cine', CINE_SLOPPY, cine_fields),
+        ('m2asr', M2ASR_SLOPPY, m2asr_fields),
     ):
         quick = sloppy if execution.sloppy else {}
         setattr(method, name, {**quick, **getattr(method, name), **fields(given)})
@@ -297,8 +305,9 @@ def _config_from(given) -> Config:
     execution.output_dir = str(given.output_dir.absolute())
     execution.analysis_level = given.analysis_level
     execution.work_dir = str(Path(execution.work_dir or 'work').absolute())
-    if method.svr_template:
-        method.svr_template = str(Path(method.svr_template).absolute())
+    for name in ('svr_template', 'm2asr_weights', 'm2asr_split'):
+        if getattr(method, name):
+            setattr(method, name, str(Path(getattr(method, name)).absolute()))
     for name in ('bids_filter_file', 'bids_database_dir'):
         if getattr(execution, name):
             setattr(execution, name, str(Path(getattr(execution, name)).absolute()))
@@ -335,11 +344,10 @@ def _read_plugin_file(path: Path, read_nprocs: bool, resources: Resources):
 
 def _check(config: Config) -> None:
     execution, method = config.execution, config.method
+    checks.check_m2asr(config)
     checks.check_folders(config)
-    if execution.analysis_level == 'group':
+    if execution.analysis_level == 'group' and not method.m2asr_train:
         return
-    if method.recon != 'auto' and not RECONS[method.recon].runnable:
-        raise InputError(not_runnable_message(method.recon))
     wanted = execution.participant_label
     execution.participant_label, execution.unknown_participants = checks.find_participants(
         config.bids_dir, wanted, with_kspace=method.recon in ('auto', 'cine')

@@ -29,6 +29,10 @@ def main(arguments=None) -> int:
     prepare_environment(config)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if config.method.m2asr_train:
+            from bids_gsrecon.cli.train import run_training
+
+            return run_training(config, started)
         if config.execution.analysis_level == 'group':
             from bids_gsrecon.cli.group import run_group
 
@@ -40,7 +44,7 @@ def main(arguments=None) -> int:
         say(f'error: {error}', error=True)
         return 2
     except KeyboardInterrupt:
-        _stop_children()
+        stop_children()
         say('interrupted: run the same command again, it goes on where it stopped', error=True)
         return INTERRUPTED
     except Exception as error:
@@ -60,7 +64,7 @@ def run_participants(config: Config, started: float) -> int:
     for message in checks.dataset_messages(config):
         say(f'warning: {message}', error=True)
     if config.execution.clean_workdir:
-        _clean(config)
+        clean(config)
     remove_stale_temporaries(config.output_dir)
     try:
         built: Build = build_in_child(config)
@@ -69,7 +73,7 @@ def run_participants(config: Config, started: float) -> int:
         say(f'the workflow could not be built: {detail}', error=True)
         return 70
     config.to_toml(config.log_dir / 'config.toml')
-    _announce(config, built)
+    announce(config, built)
     if built.boilerplate:
         citation = finish.write_citation(config, built.boilerplate)
         if config.execution.boilerplate_only:
@@ -82,7 +86,7 @@ def run_participants(config: Config, started: float) -> int:
             _run(config, built.workflow)
         except KeyboardInterrupt:
             interrupted = True
-            _stop_children()
+            stop_children()
     outcomes = collect_outcomes(config, built.plans, ran=ran)
     return _conclude(config, outcomes, built.boilerplate, started, interrupted=interrupted)
 
@@ -109,7 +113,7 @@ def _run(config: Config, workflow) -> None:
     if config.execution.write_graph:
         say(execute.write_graph(workflow, config))
     if not execute.run_workflow(workflow, config) and config.execution.stop_on_first_crash:
-        _stop_children()
+        stop_children()
     profile = config.work_dir / workflow.name / 'resource_monitor.json'
     if config.execution.resource_monitor and profile.is_file():
         shutil.copyfile(profile, config.log_dir / 'resource_monitor.json')
@@ -137,7 +141,7 @@ def _conclude(
     return code
 
 
-def _announce(config: Config, built) -> None:
+def announce(config: Config, built) -> None:
     """What will be done and why, participant by participant; and where."""
     for plan in built.plans:
         n_images = sum(len(session.targets) for session in plan.sessions)
@@ -154,7 +158,7 @@ def _announce(config: Config, built) -> None:
         say('--sloppy: low quality, for testing only', error=True)
 
 
-def _clean(config: Config) -> None:
+def clean(config: Config) -> None:
     """Remove what earlier runs left in the work folder, and nothing else that may lie there."""
     from bids_gsrecon.workflows.base import ROOT_NAME
 
@@ -168,7 +172,7 @@ def _interrupt(signum, frame):
     raise KeyboardInterrupt
 
 
-def _stop_children() -> None:
+def stop_children() -> None:
     """End the worker processes of this run; without it Python would wait for their current node."""
     import psutil
 

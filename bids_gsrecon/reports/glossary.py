@@ -95,6 +95,24 @@ GLOSSARY = {
     'detail_gain': Figure(
         'Gain across scales', '', 'The same for learning from coarser copies of the image.'
     ),
+    'in_plane_factor': Figure(
+        'In-plane factor', '', 'How many times finer the pixels became; the network was trained on up to 4.'
+    ),
+    'own_gain_db': Figure(
+        'Gain on itself',
+        'dB',
+        'The image as acquired, made coarser still and brought back by the network: by how much that betters zero-filling. '
+        'The only thing known of this image; near or below 0 the network does not fit it.',
+        low=0.2,
+    ),
+    'change_percent': Figure(
+        'What the network added',
+        '%',
+        'Difference between the result and the same image without it, as a share of the bright tissue.',
+    ),
+    'reference_coverage_percent': Figure(
+        'Shown by the reference', '%', 'Share of the image; elsewhere pixels are interpolated.', low=90.0
+    ),
     'slice_factor': Figure('Slice factor', '', 'Output cells that one slice spacing is divided into.'),
     'n_gaussians': Figure('Gaussians', '', 'How many make up the image.'),
     'n_detail_gaussians': Figure(
@@ -153,6 +171,11 @@ PICTURES = {
         'Acquired slices minus the slices predicted from the result, on the grid of the acquisition, in units of the '
         'noise. It should look like noise: anatomy in this picture means motion, misregistration, a wrong slice '
         'profile, or detail that the model missed.',
+    ),
+    'change': (
+        'What the network added',
+        'The result minus the image without the network. It should show edges and fine structure; a whole region in one '
+        'colour means that the brightness was changed.',
     ),
     'registration': (
         'Registration check',

@@ -34,6 +34,7 @@ FLIP = (
     ('mean', 'Mean of stacks', 'all stacks interpolated and averaged, no motion corrected'),
     ('after', 'Result', 'rendered on the output grid'),
     ('reference', 'Reference', 'the isotropic image that gave the anatomy'),
+    ('guide', 'Reference', 'the reference as the slices of this image would show it'),
 )
 
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -161,9 +162,50 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f'bids_gsrecon {__version__}'
 
 
-@pytest.mark.parametrize('name', ['m2asr'])
-def test_methods_that_are_not_there_say_so(base, capsys, name):
-    assert f'--recon {name}' in fails([*base, '--recon', name], capsys)
+def test_without_weights_m2asr_says_how_to_get_them(base, capsys):
+    line = fails([*base, '--recon', 'm2asr'], capsys)
+    assert (
+        '--weights FILE' in line and 'group --recon m2asr --train' in line and 'gsrecon m2asr train' in line
+    )
+    assert parse_args([*base, '--recon', 'm2asr', '--reports-only']).method.recon == 'm2asr'
+
+
+def test_settings_of_a_training(base):
+    bids, out, _, *rest = base
+    training = [bids, out, 'group', *rest, '--recon', 'm2asr', '--train']
+    method = parse_args(
+        [*training, '--m2asr-size', 'small', '--m2asr-max-minutes', '5', '--weights', 'x.h5']
+    ).method
+    assert method.m2asr == {'size': 'small', 'max_minutes': 5.0} and method.m2asr_train == 'network'
+    assert Path(method.m2asr_weights).is_absolute()
+    quick = parse_args(
+        [*training, 'pairs', '--sloppy', '--m2asr-held-out', '0.3', '--m2asr-split', 's.tsv']
+    ).method
+    assert quick.m2asr['max_steps'] < 100 and quick.m2asr_held_out == 0.3 and quick.m2asr_train == 'pairs'
+    assert Path(quick.m2asr_split).is_absolute()
+
+
+@pytest.mark.parametrize(
+    ('level', 'arguments', 'said'),
+    [
+        ('participant', ['--recon', 'm2asr', '--train'], '--train belongs to the group level'),
+        ('group', ['--train'], '--train belongs to the group level of m2asr'),
+        ('group', ['--recon', 'm2asr', '--train', '--weights', 'x.pt'], 'does not end in .h5'),
+        ('group', ['--recon', 'm2asr', '--train', '--participant-label', '99'], 'no participant sub-99'),
+        ('group', ['--recon', 'm2asr', '--train', 'everything'], 'everything'),
+        ('participant', ['--weights', 'x.h5'], '--weights belongs to m2asr'),
+        (
+            'participant',
+            ['--recon', 'm2asr', '--weights', '/no/such/net.h5'],
+            '/no/such/net.h5 does not exist',
+        ),
+        ('participant', ['--recon', 'm2asr', '--weights', __file__], 'test_parser.py'),
+        ('participant', ['--m2asr-synthetic-fraction', '2'], 'from 0 to 1'),
+    ],
+)
+def test_bad_arguments_of_m2asr(base, capsys, level, arguments, said):
+    bids, out, _, *rest = base
+    assert said in fails([bids, out, level, *rest, *arguments], capsys)
 
 
 @pytest.mark.parametrize(

@@ -393,3 +393,48 @@ def test_help_is_quick_and_imports_nothing_heavy():
         'assert not heavy, heavy'
     )
     subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_network_is_trained_on_a_cohort_and_applied_to_another_participant(tmp_path):
+    bids = write_description(tmp_path / 'bids')
+    for label in ('01', '02', '03'):
+        write_t1w(bids, label, sizes=(1.25, 1.25, 1.25))
+        pixel = 2.5 if label == '03' else 1.25
+        shape, sizes = (round(80 / pixel), round(80 / pixel), 16), (pixel, pixel, 5.0)
+        image = bids / f'sub-{label}' / 'anat' / f'sub-{label}_T2w.nii.gz'
+        write_image(image, brain(shape, sizes, -1.0), affine(sizes), metadata={'SliceThickness': 5.0})
+    common = ['--recon', 'm2asr', '--nprocs', '2', '--omp-nthreads', '1']
+    people = ['--participant-label', '01', '02']
+    done = run(tmp_path, *common, '--train', *people, level='group')
+    assert done.returncode == 0, done.stderr
+    assert 'SUCCESS: tiny trained on 2 pair(s), 1 participant(s) held out, 20 steps' in done.stdout
+    out = tmp_path / 'out'
+    card = json.loads((out / 'm2asr' / 'm2asr-tiny_card.json').read_text())
+    assert card['contrasts'] == ['T2w'] and set(card['scores']) == {'1.5', '2', '3', '4'}
+    assert len(list((tmp_path / 'work' / 'm2asr_pairs').iterdir())) == 2
+    assert not list((tmp_path / 'work' / 'bids_gsrecon_wf').glob('sub_*'))
+    done = run(tmp_path, *common, '--participant-label', '03')
+    assert done.returncode == 2 and 'group --recon m2asr --train' in done.stderr
+    weights = out / 'm2asr' / 'm2asr-tiny.h5'
+    done = run(tmp_path, *common, '--participant-label', '03', '--weights', weights)
+    assert done.returncode == 0, done.stderr
+    stem = 'sub-03/anat/sub-03_res-inplane_desc-sr_T2w'
+    assert list(results(out)) == [f'{stem}.nii.gz']
+    image = nib.load(out / f'{stem}.nii.gz')
+    assert image.shape == (64, 64, 16)
+    np.testing.assert_allclose(image.header.get_zooms(), (1.25, 1.25, 5.0))
+    sidecar = json.loads((out / f'{stem}.json').read_text())
+    assert sidecar['Sources'][:2] == [
+        f'bids:raw:sub-03/anat/sub-03_{suffix}.nii.gz' for suffix in ('T2w', 'T1w')
+    ]
+    assert sidecar['InPlaneFactors'] == [2.0, 2.0] and sidecar['Network']['steps'] == 20
+    assert sidecar['FiguresOfMerit']['own_gain_db'] > -3
+    assert f'{Path(stem).name}: {sidecar["Verdict"]}' in done.stdout
+    page = (out / 'sub-03.html').read_text()
+    for words in ('Gain on itself', 'What the network added', 'Anatomy Guidance', 'Registration check'):
+        assert words in page
+    truncated = tmp_path / 'cut.h5'
+    truncated.write_bytes(weights.read_bytes()[:5000])
+    done = run(tmp_path, *common, '--participant-label', '03', '--weights', truncated)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and 'cut.h5' in done.stderr
+    assert validator_errors(out) == []

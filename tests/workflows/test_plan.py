@@ -58,7 +58,7 @@ def test_thick_t1w_is_no_scaffold_unless_asked_for(root, plan):
     write_thick(root, '01', 'T2w')
     item = plan()['01']
     assert item.sessions == []
-    assert 'cannot be the scaffold' in item.errors[0]
+    assert 'cannot guide the other contrasts' in item.errors[0]
     assert '--reference T2w' in item.errors[0]
     chosen = plan('--reference', 'T2w')['01']
     assert chosen.errors == []

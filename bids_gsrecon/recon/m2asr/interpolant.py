@@ -40,6 +40,7 @@ def sampled(width: float, cutoff: float) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept here while a network is applied, a training may need
 def _inverse(n: int, width: float, device) -> torch.Tensor:
     """(n, n) inverse of the convolution with the sampled Gaussian along one axis; symmetric."""
     apart = torch.arange(n, dtype=torch.float64)
@@ -48,6 +49,7 @@ def _inverse(n: int, width: float, device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept here while a network is applied, a training may need
 def _factors(n: int, width: float, cutoff: float, weighed: bool, device) -> torch.Tensor:
     """(r, n, n): the convolution with the cut Gaussian is the sum over r of these along one axis and the other.
 
