@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -263,21 +262,6 @@ def write_text(path, text: str) -> None:
     except (OSError, UnicodeDecodeError):
         pass
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
-
-
-def remove_stale_temporaries(root) -> None:
-    """Delete what a killed run left: ``.tmp-*`` files of `write_atomically` older than an hour.
-
-    Younger ones may belong to a job that runs beside this one.
-    """
-    import time
-
-    for path in Path(root).glob('sub-*/**/.tmp-*'):
-        try:
-            if time.time() - path.stat().st_mtime > 3600:
-                os.unlink(path)
-        except OSError:
-            continue
 
 
 def check_label(text: str) -> str:

@@ -11,9 +11,14 @@ from traceback import format_exception
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 
+from bids_gsrecon.errors import killed_sentence
+
 
 def initialise_worker(folder: str, nipype_level: str, resource_monitor: bool = False) -> None:
-    """What every worker process does first: its folder, no telemetry, quiet nipype."""
+    """What every worker process does first: its folder, no telemetry, quiet nipype, an end with its parent."""
+    from bids_gsrecon.interfaces.processes import follow_parent
+
+    follow_parent()
     os.chdir(folder)
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
     import logging
@@ -122,11 +127,7 @@ class ReadableSLURM(SLURMPlugin):
 
 def killed_message(name: str, mem_gb: float, error: BaseException) -> str:
     """One line, written as a traceback ends, for a node whose process was lost."""
-    return (
-        f'bids_gsrecon.errors.InputError: the process of {name} was killed, most likely out of memory (it was '
-        f'planned with {mem_gb:.1f} GB; {type(error).__name__}): give the job more memory, or lower --mem or '
-        '--nprocs so that fewer steps run at a time, and run the same command again.\n'
-    )
+    return f'bids_gsrecon.errors.InputError: {killed_sentence(name, mem_gb, type(error).__name__)}\n'
 
 
 def make_plugin(name: str, plugin_args: dict):

@@ -41,21 +41,40 @@ def crash(tmp_path, last_line):
     return path
 
 
+def sentence(path, participant='01'):
+    return error_sentence(path.read_text(), participant, path)
+
+
 def test_sentence_of_an_input_error(tmp_path):
     path = crash(tmp_path, 'bids_gsrecon.errors.InputError: /a/T2w.nii.gz holds NaN: replace them.')
-    assert error_sentence(path, '01') == '/a/T2w.nii.gz holds NaN: replace them.'
+    assert sentence(path) == '/a/T2w.nii.gz holds NaN: replace them.'
 
 
 def test_sentence_of_any_other_error_names_the_step_and_the_file(tmp_path):
     path = crash(tmp_path, 'ValueError: shapes differ')
-    text = error_sentence(path, '01')
+    text = sentence(path)
     assert 'sub_01_wf.session_wf.T2w_wf.registration_wf.register' in text
     assert 'ValueError: shapes differ' in text
     assert str(path) in text
 
 
 def test_sentence_of_a_memory_error_says_what_to_do(tmp_path):
-    assert '--mem' in error_sentence(crash(tmp_path, 'MemoryError'), '01')
+    assert '--mem' in sentence(crash(tmp_path, 'MemoryError'))
+
+
+@pytest.mark.parametrize(
+    ('last_line', 'advice'),
+    [
+        ("OSError: [Errno 28] No space left on device: '/work/a.nii'", 'No space left on device, /work/a.nii): the disk is full'),
+        ("OSError: [Errno 122] Disk quota exceeded", 'Disk quota exceeded): your quota is used up'),
+        ("OSError: [Errno 30] Read-only file system: '/work'", '/work): the disk is read-only'),
+        ("BlockingIOError: Unable to open file (unable to lock file, errno = 37, error message = 'No locks available')", 'No locks available): the file system has no locks'),
+    ],
+)  # fmt: skip
+def test_sentence_of_an_error_of_the_system_says_what_to_do(tmp_path, last_line, advice):
+    text = sentence(crash(tmp_path, last_line))
+    assert advice in text
+    assert 'sub-01: the step sub_01_wf' in text and 'run the same command again' in text
 
 
 @pytest.mark.parametrize(
