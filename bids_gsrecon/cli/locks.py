@@ -83,19 +83,17 @@ class Locks:
         while True:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._create(path)
-                return ''
-            except FileExistsError:
-                pass
+                if self._create(path):
+                    return ''
+                held = is_held(path)
+                if held is False:
+                    path.unlink(missing_ok=True)
+                    self.taken_over.append(path)
+                    continue
             except OSError as error:
                 raise InputError(
                     f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.'
                 ) from error
-            held = is_held(path)
-            if held is False:
-                _remove(path)
-                self.taken_over.append(path)
-                continue
             touched = _touched(path)
             first_touched = touched if first_touched is None else first_touched
             if held or touched != first_touched:
@@ -103,18 +101,22 @@ class Locks:
                 return f'is being processed by run {owner.get("run", "?")} on {owner.get("host", "?")}'
             time.sleep(1.0)  # it is touched again, or gets too old
 
-    def _create(self, path: Path) -> None:
-        """The file with its content, at once: a link fails where there is one, and exists on NFS too."""
-        temporary = path.with_name(f'.tmp-{path.name}.{os.getpid()}.{self._owner["host"]}')
+    def _create(self, path: Path) -> bool:
+        """Make the file with its content, at once: a link fails where there is one, on NFS too. False: it is there."""
+        temporary = path.with_name(f'.tmp-{path.name}.{os.getpid()}.{self._owner["host"]}.{id(self)}')
         try:
             temporary.write_text(json.dumps(self._owner))
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                raise
+                return False
             except OSError:  # a file system without hard links
-                with path.open('x') as file:
-                    file.write(json.dumps(self._owner))
+                try:
+                    with path.open('x') as file:
+                        file.write(json.dumps(self._owner))
+                except FileExistsError:
+                    return False
+            return True
         finally:
             _remove(temporary)
 
