@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.bids import BidsName, write_text
+from bids_gsrecon.interfaces.atomic import write_text
+from bids_gsrecon.interfaces.bids import BidsName
 
 TABLE = 'group_merit.tsv'
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.bids import write_text
+from bids_gsrecon.interfaces.atomic import write_text
 
 if TYPE_CHECKING:
     from bids_gsrecon.workflows.plan_types import ParticipantPlan

@@ -20,7 +20,7 @@ from nipype.interfaces.base import (
 )
 
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.io import write_atomically
+from bids_gsrecon.interfaces.atomic import write_atomically, write_text
 
 # The order of the BIDS schema (bids-validator-deno 3 checks it).
 ENTITY_ORDER = [
@@ -245,23 +245,6 @@ class FolderSink(SimpleInterface):
                 path.unlink()
         self._results['out_files'] = [str(folder / name) for name in wanted]
         return runtime
-
-
-def write_text(path, text: str) -> None:
-    """Write a text file atomically unless it already says the same.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written.
-    """
-    path = Path(path)
-    try:
-        if path.is_file() and path.read_text() == text:
-            return
-    except (OSError, UnicodeDecodeError):
-        pass
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
 
 
 def check_label(text: str) -> str:

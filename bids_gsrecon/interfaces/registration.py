@@ -33,7 +33,7 @@ from bids_gsrecon.interfaces.ants_bridge import (
     pointer,
     to_ants,
 )
-from bids_gsrecon.interfaces.io import write_atomically
+from bids_gsrecon.interfaces.atomic import write_atomically
 
 MIN_OVERLAP = 0.05
 GOOD_OVERLAP = 0.6
