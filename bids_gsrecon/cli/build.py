@@ -43,6 +43,7 @@ def build(config: Config) -> Build:
         Settings that only the data show to be wrong.
     """
     from bids_gsrecon.cli.execute import apply_nipype_settings
+    from bids_gsrecon.cli.limits import check_free_space, memory_messages
     from bids_gsrecon.cli.parser import read_filters
     from bids_gsrecon.workflows.base import init_bids_gsrecon_wf
     from bids_gsrecon.workflows.boilerplate import write_boilerplate
@@ -53,10 +54,13 @@ def build(config: Config) -> Build:
     plans = plan_participants(config, read_filters(filter_file) if filter_file else {})
     workflow, boilerplate, backend = None, '', ''
     if any(plan.sessions for plan in plans):
+        check_free_space(config, plans)
         backend = _backend(config, plans)
         config.resources.uses_gpu = backend == 'cuda'
         workflow = init_bids_gsrecon_wf(config=config, plans=plans)
         boilerplate = write_boilerplate(workflow.visit_desc())
+        for plan in plans:
+            plan.messages += memory_messages(config, workflow, plan.participant)
     return Build(plans, workflow, boilerplate, backend)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bids_gsrecon.cli.locks import Locks
 from bids_gsrecon.cli.messages import say
+from bids_gsrecon.cli.resources import allocation_messages
 from bids_gsrecon.cli.workdir import remove_broken_nodes
 from bids_gsrecon.config import Config
 
@@ -37,7 +38,10 @@ def supervise(config: Config, started: float) -> int:
     """
     from bids_gsrecon.cli import checks, finish
 
-    for message in checks.dataset_messages(config):
+    resources = config.resources
+    for message in checks.dataset_messages(config) + allocation_messages(
+        resources.nprocs, resources.memory_gb
+    ):
         say(f'warning: {message}', error=True)
     locks = Locks(config.execution.run_uuid)
     scratch = tempfile.mkdtemp(prefix='bids_gsrecon-')
