@@ -58,10 +58,9 @@ def memory_messages(config: Config, workflow, participant: str) -> list[str]:
     """
     limit_gb = config.resources.memory_gb
     nodes = {
-        node.fullname: node.mem_gb
-        for node in (workflow.get_node(name) for name in workflow.list_node_names())
-        if participant_of(node.fullname) == participant
-        and 'memory_limit_gb' in node.inputs.copyable_trait_names()
+        name: workflow.get_node(name).mem_gb
+        for name in workflow.list_node_names()
+        if participant_of(name) == participant and hasattr(workflow.get_node(name).inputs, 'memory_limit_gb')
     }
     if not nodes or limit_gb <= 0:
         return []
