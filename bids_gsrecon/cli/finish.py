@@ -11,12 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import bids_gsrecon
+from bids_gsrecon.atomic import write_text
 from bids_gsrecon.cli import outcome as outcome_of
 from bids_gsrecon.cli.messages import say, say_plain
 from bids_gsrecon.cli.outcome import BUSY, FAILED, UNFINISHED, Outcome, write_status
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.atomic import write_text
 
 BIDS_VERSION = '1.10.0'
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bids_gsrecon
+from bids_gsrecon.atomic import write_text
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.atomic import write_text
 
 if TYPE_CHECKING:
     from bids_gsrecon.workflows.plan_types import ParticipantPlan
@@ -265,13 +265,19 @@ def read_status(path: Path) -> dict:
 
 def last_outcomes(output_dir: Path) -> dict[str, Outcome]:
     """The newest outcome of every participant that any run wrote into ``logs/*/status.json``."""
-    found: dict[str, Outcome] = {}
-    for path in sorted(output_dir.glob('logs/*/status.json'), key=lambda item: item.stat().st_mtime):
-        for label, table in read_status(path).get('participants', {}).items():
+    return {label: outcome for label, (outcome, _) in last_runs(output_dir).items()}
+
+
+def last_runs(output_dir: Path) -> dict[str, tuple[Outcome, dict]]:
+    """The same, each with the content of its ``status.json``."""
+    found: dict[str, tuple[Outcome, dict]] = {}
+    for path in sorted(output_dir.glob('logs/*/status.json'), key=lambda item: item.stat().st_mtime_ns):
+        status = read_status(path)
+        for label, table in status.get('participants', {}).items():
             try:
                 outcome = Outcome(**table)
             except TypeError:
                 continue
             if outcome.status != BUSY:
-                found[label] = outcome
+                found[label] = outcome, status
     return found

@@ -19,8 +19,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_gsrecon.atomic import write_atomically, write_text
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.atomic import write_atomically, write_text
 
 # The order of the BIDS schema (bids-validator-deno 3 checks it).
 ENTITY_ORDER = [

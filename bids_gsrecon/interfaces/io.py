@@ -9,10 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.support import find_support
-from bids_gsrecon.interfaces.atomic import write_atomically
 
 
 def open_image(path):

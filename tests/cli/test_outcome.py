@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from bids_gsrecon.cli.group import run_group
 from bids_gsrecon.cli.outcome import (
     FAILED,
     OK,
@@ -99,21 +98,3 @@ def test_status_is_read_again(tmp_path):
     path = write_status(config, outcomes, code=1, line='line', started=0.0)
     assert json.loads(path.read_text())['exit_code'] == 1
     assert last_outcomes(tmp_path) == {'01': outcomes[0]}
-
-
-def test_group_gathers_the_figures_of_merit(tmp_path, capsys):
-    config = Config(Execution(output_dir=str(tmp_path)))
-    assert run_group(config) == 70
-    for label, value in (('01', 1.5), ('02', 2.5)):
-        folder = tmp_path / f'sub-{label}' / 'figures'
-        folder.mkdir(parents=True)
-        name = f'sub-{label}_ses-1_acq-ax_desc-merit_T2w.json'
-        (folder / name).write_text(json.dumps({'figures': {'residual_rms_percent': value}}))
-    (tmp_path / 'sub-02' / 'figures' / 'sub-02_desc-merit_FLAIR.json').write_text('not json')
-    assert run_group(config) == 0
-    assert (tmp_path / 'group_merit.tsv').read_text().splitlines() == [
-        'participant_id\tsession_id\tcontrast\tresidual_rms_percent',
-        'sub-01\tses-1\tacq-ax_T2w\t1.5',
-        'sub-02\tses-1\tacq-ax_T2w\t2.5',
-    ]
-    assert 'SUCCESS' in capsys.readouterr().out

@@ -52,8 +52,8 @@ def write_text(path, text: str) -> None:
     """
     path = Path(path)
     try:
-        if path.is_file() and path.read_text() == text:
+        if path.is_file() and path.read_text(encoding='utf-8') == text:
             return
     except (OSError, UnicodeDecodeError):
         pass
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding='utf-8'))
