@@ -27,6 +27,7 @@ from bids_gsrecon.cli.method_options import (
 from bids_gsrecon.cli.resources import available_cpus, available_memory_gb, parse_memory_gb
 from bids_gsrecon.config import Config, Execution, Method, Resources, read_sections
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.templates import resolve_template
 from bids_gsrecon.workflows.registry import RECONS, not_runnable_message
 
 DESCRIPTION = """\
@@ -206,7 +207,7 @@ def _add_method(group):
     group.add_argument(
         '--brain-template',
         metavar='NAME',
-        help='template for brain masks: auto, or a T1w NIfTI file with a mask',
+        help='template for brain masks: auto, a T1w NIfTI file with a mask, or a name (gsrecon fetch-templates)',
     )
 
 
@@ -348,8 +349,7 @@ def _check(config: Config) -> None:
     if execution.bids_filter_file:
         read_filters(execution.bids_filter_file)
     checks.check_output_spaces(execution.output_spaces, method.reference)
-    if method.brain_template != 'auto' and not Path(method.brain_template).is_file():
-        raise InputError(f'--brain-template {method.brain_template} is neither "auto" nor a file.')
+    method.brain_template = resolve_template(method.brain_template)
     if method.svr_template and not Path(method.svr_template).exists():
         raise InputError(f'--svr-template {method.svr_template} is neither an image nor a folder of images.')
     if method.device == 'cuda':
