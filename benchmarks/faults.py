@@ -35,7 +35,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 180.0
+TIMEOUT_S = 600.0
 
 
 @dataclass

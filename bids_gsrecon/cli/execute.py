@@ -10,6 +10,7 @@ import traceback
 from bids_gsrecon.config import Config
 
 POLL_SECONDS = 0.25  # nipype's default of 2 s is waited at every level of the graph
+JOBS_FILE = 'slurm_jobs.txt'  # below the run's log folder, with --use-plugin SLURM
 LOGGERS = ('workflow', 'utils', 'interface', 'filemanip')
 
 
@@ -101,6 +102,7 @@ def run_workflow(workflow, config: Config) -> dict[str, str]:
             'nipype_level': _level_name(config.execution.verbose),
             'resource_monitor': config.execution.resource_monitor,
             **resources.plugin_args,
+            'jobs_file': str(config.log_dir / JOBS_FILE),
             'status_callback': progress,
         }
         try:

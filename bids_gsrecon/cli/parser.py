@@ -34,8 +34,8 @@ DESCRIPTION = """\
 bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level brings every contrast of an
 exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
 isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), or undersampled k-space
-of a beating heart (ISMRMRD, under sourcedata) to a series (cine); the group level gathers the figures of merit of all
-participants in one table."""
+of a beating heart (ISMRMRD, under sourcedata) to a series (cine); the group level says what became of all participants,
+with their figures of merit, in tables and on one page."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -160,7 +160,9 @@ def _add_behaviour(group):
         '-w', '--work-dir', type=Path, metavar='PATH', help='intermediate results (default: ./work)'
     )
     group.add_argument(
-        '--clean-workdir', **flag, help='start over: remove what earlier runs left in the work dir'
+        '--clean-workdir',
+        **flag,
+        help='start over, and keep no intermediate results of participants that succeed',
     )
     group.add_argument(
         '--random-seed', type=seed_number, metavar='N', help='seed of everything random (default: 0)'

@@ -21,6 +21,7 @@ from bids_gsrecon.config import Config
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for what computes; SLURM gives 30 s in all
 POLL_SECONDS = 0.2
 INTERRUPTED = 130
+LOCAL_PLUGINS = ('', 'Linear', 'MultiProc')
 
 
 def supervise(config: Config, started: float) -> int:
@@ -45,7 +46,8 @@ def supervise(config: Config, started: float) -> int:
         say(f'warning: {message}', error=True)
     locks = Locks(config.execution.run_uuid)
     scratch = tempfile.mkdtemp(prefix='bids_gsrecon-')
-    os.environ['TMPDIR'] = tempfile.tempdir = scratch  # what a killed process leaves behind goes with it
+    if config.resources.plugin in LOCAL_PLUGINS:  # other machines do not have this folder
+        os.environ['TMPDIR'] = tempfile.tempdir = scratch  # what a killed process leaves behind goes with it
     try:
         _lock_participants(config, locks)
         _clean(config, after_crash=bool(locks.taken_over))
@@ -80,6 +82,11 @@ def _supervise(config: Config, config_file: Path, started: float) -> int:
         if answer.poll():
             return answer.recv()
     _remove_temporaries(config)
+    if config.resources.plugin == 'SLURM':
+        from bids_gsrecon.cli.execute import JOBS_FILE
+        from bids_gsrecon.interfaces.plugins import cancel_jobs
+
+        cancel_jobs(config.log_dir / JOBS_FILE)
     return _conclude(config, process.exitcode, started, interrupted=bool(received))
 
 

@@ -111,8 +111,16 @@ class ResilientMultiProc(MultiProcPlugin):
 class ReadableSLURM(SLURMPlugin):
     """SLURM plugin that shows why a job was lost instead of a TypeError.
 
-    nipype joins a traceback that is a plain text character by character and then fails on it.
+    nipype joins a traceback that is a plain text character by character and then fails on it. The numbers of the jobs
+    go to the file ``jobs_file`` of its arguments: jobs outlive the process that submitted them (`cancel_jobs`).
     """
+
+    def _submit_batchtask(self, scriptfile, node):
+        job = super()._submit_batchtask(scriptfile, node)
+        if jobs_file := self.plugin_args.get('jobs_file'):
+            with open(jobs_file, 'a') as file:
+                file.write(f'{job}\n')
+        return job
 
     def _get_result(self, taskid):
         result = super()._get_result(taskid)
@@ -123,6 +131,20 @@ class ReadableSLURM(SLURMPlugin):
                 'of time or of memory): look at its slurm-*.out, raise its limits and run the same command again.\n',
             ]
         return result
+
+
+def cancel_jobs(jobs_file) -> None:
+    """Cancel the SLURM jobs of a run that is over; those that have ended do not mind."""
+    import contextlib
+    import subprocess
+
+    try:
+        with open(jobs_file) as file:
+            jobs = file.read().split()
+    except OSError:
+        return
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(['scancel', *jobs], capture_output=True, timeout=30, check=False)
 
 
 def killed_message(name: str, mem_gb: float, error: BaseException) -> str:
