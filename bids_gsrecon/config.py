@@ -31,6 +31,7 @@ class Execution:
     work_dir: str = ''
     participant_label: list[str] = field(default_factory=list)
     unknown_participants: list[str] = field(default_factory=list)
+    busy_participants: dict[str, str] = field(default_factory=dict)  # another run is at them: who
     session_label: list[str] = field(default_factory=list)
     derivatives: dict[str, str] = field(default_factory=dict)
     bids_filter_file: str = ''
@@ -58,6 +59,7 @@ class Resources:
     nprocs: int = 1
     omp_nthreads: int = 1
     memory_gb: float = 4.0
+    uses_gpu: bool = False  # found out when the graph is built: nodes then take turns at it
     plugin: str = ''
     plugin_args: dict[str, Any] = field(default_factory=dict)
 

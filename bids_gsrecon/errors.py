@@ -34,3 +34,27 @@ def named(path) -> Iterator[None]:
         if str(path) in str(error):
             raise
         raise InputError(f'{path}: {error}') from error
+
+
+def killed_sentence(step: str, mem_gb: float, why: str) -> str:
+    """About a step whose process was lost: what it was given, and what to do.
+
+    Parameters
+    ----------
+    step
+        Full name of the node.
+    mem_gb
+        What it was planned with.
+    why
+        How it is known; names the signal, if that is known.
+    """
+    if 'SIG' in why and 'SIGKILL' not in why:  # the kernel takes memory back by SIGKILL alone
+        return (
+            f'the process of {step} crashed ({why}): run the same command again; if it crashes again, report it with '
+            'the crash file.'
+        )
+    return (
+        f'the process of {step} was killed, most likely out of memory (it was planned with {mem_gb:.1f} GB; {why}): '
+        'give the job more memory, or lower --mem or --nprocs so that fewer steps run at a time, and run the same '
+        'command again.'
+    )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 import bids_gsrecon
 from bids_gsrecon.config import Config
 from bids_gsrecon.workflows.literate import LiterateWorkflow
+from bids_gsrecon.workflows.names import ROOT_NAME, crash_folder, participant_name
 from bids_gsrecon.workflows.plan_types import ParticipantPlan
 from bids_gsrecon.workflows.registry import session_builder
-
-ROOT_NAME = 'bids_gsrecon_wf'
 
 
 def init_bids_gsrecon_wf(
@@ -55,14 +53,9 @@ def init_participant_wf(*, config: Config, plan: ParticipantPlan, name: str = ''
     name
         ``sub_<label>_wf`` by default.
     """
-    workflow = LiterateWorkflow(name=name or f'sub_{plan.participant}_wf')
+    workflow = LiterateWorkflow(name=name or participant_name(plan.participant))
     builder = session_builder(plan.recon)
     for session in plan.sessions:
         session_name = f'ses_{session.session}_wf' if session.session else 'session_wf'
         workflow.add_nodes([builder(config=config, session=session, name=session_name)])
     return workflow
-
-
-def crash_folder(log_dir: Path, participant: str) -> Path:
-    """Where nipype writes the crash files of one participant."""
-    return log_dir / f'sub-{participant}'

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from pathlib import Path
+
+from bids_gsrecon.errors import InputError
 
 ANAT_SUFFIXES = [
     'T1w',
@@ -50,22 +55,63 @@ def make_layout(bids_dir, participants: list[str], database_dir: str = ''):
 
     With ``database_dir`` all participants are indexed (once), as later runs will ask for others.
     """
-    from bids.layout import BIDSLayout, BIDSLayoutIndexer
-
     ignore = [re.compile(r'/\.'), re.compile(rf'/(?:{"|".join(OTHER_DATATYPES)})(?:/|$)')]
     if database_dir:
         ignore.append(re.compile(r'^/(?!sub-|[^/]+\.json$)'))
-    else:
-        labels = '|'.join(map(re.escape, participants))
-        ignore.append(re.compile(rf'^/(?!sub-(?:{labels})(?:/|$)|[^/]+\.json$)'))
+        return _with_database(bids_dir, ignore, Path(database_dir))
+    labels = '|'.join(map(re.escape, participants))
+    ignore.append(re.compile(rf'^/(?!sub-(?:{labels})(?:/|$)|[^/]+\.json$)'))
+    return _layout(bids_dir, ignore)
+
+
+def _layout(bids_dir, ignore, database: Path | None = None):
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about the dataset's description: checked by us before
         return BIDSLayout(
             os.fspath(bids_dir),
             validate=False,
-            database_path=database_dir or None,
+            database_path=database,
             indexer=BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False),
         )
+
+
+def _with_database(bids_dir, ignore, shared: Path):
+    """The layout of a database that many runs share, on a file system that may have no locks.
+
+    SQLite needs locks, and runs that begin together would all fill one file: each works on a copy of its own, and
+    the first that has made one puts it in place, whole.
+    """
+    own = Path(tempfile.mkdtemp(prefix='bids-database-')) / 'database'
+    try:
+        if shared.is_dir() and any(shared.iterdir()):
+            shutil.copytree(shared, own)
+            return _layout(bids_dir, ignore, own)
+        layout = _layout(bids_dir, ignore, own)
+        _publish(own, shared)
+        return layout
+    finally:
+        atexit.register(shutil.rmtree, own.parent, ignore_errors=True)
+
+
+def _publish(folder: Path, shared: Path) -> None:
+    """A copy of ``folder`` at ``shared``, unless another run was first."""
+    staging = None
+    try:
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix='.tmp-', dir=shared.parent))
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
+        staging.chmod(0o755)
+        os.replace(staging, shared)
+    except OSError as error:
+        if not (shared.is_dir() and any(shared.iterdir())):
+            raise InputError(
+                f'--bids-database-dir {shared} cannot be written ({error.strerror}): choose another folder.'
+            ) from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def collect_files(

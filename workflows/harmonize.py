@@ -51,7 +51,11 @@ def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name
     )
     heavy_gb = _memory_gb(config, session)
     learn_scaffold = method_node(
-        config, LearnScaffold(), name='learn_scaffold', options=method.harmonize, mem_gb=heavy_gb
+        config,
+        LearnScaffold(memory_limit_gb=config.resources.memory_gb),
+        name='learn_scaffold',
+        options=method.harmonize,
+        mem_gb=heavy_gb,
     )
     reference_pictures = pe.Node(
         ReferenceReportlets(summary=_summary(config, session)), name='reference_pictures', mem_gb=light_gb
@@ -153,6 +157,7 @@ def init_contrast_wf(
             slice_thickness_mm=target.slice_thickness_mm,
             slice_profile=target.slice_profile,
             output_resolution_mm=method.output_resolution_mm,
+            memory_limit_gb=config.resources.memory_gb,
         ),
         name='harmonize',
         options=method.harmonize,

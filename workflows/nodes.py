@@ -22,7 +22,7 @@ def method_node(
         options=options | ({'device': device} if takes_device else {}),
         seed=config.execution.random_seed,
         n_threads=resources.omp_nthreads,
-        use_gpu=takes_device and device == 'cuda',
+        use_gpu=takes_device and (device == 'cuda' or resources.uses_gpu),
     )
     n_procs = resources.nprocs if config.execution.low_mem else resources.omp_nthreads
     return pe.Node(interface, name=name, mem_gb=mem_gb, n_procs=n_procs)

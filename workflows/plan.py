@@ -45,6 +45,8 @@ def plan_participants(config: Config, filters: dict[str, dict]) -> list[Particip
     for label in execution.unknown_participants:
         error = f'sub-{label} is not in {config.bids_dir}: correct --participant-label.'
         plans.append(ParticipantPlan(label, errors=[error]))
+    for label, error in execution.busy_participants.items():
+        plans.append(ParticipantPlan(label, errors=[error]))
     return plans
 
 

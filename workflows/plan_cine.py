@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class CineTarget:
 @dataclass
 class CineSession(SessionPlan):
     """One session: series that have nothing to do with each other."""
+
+    @property
+    def output_voxels(self) -> int:
+        return sum(math.prod(target.matrix) * target.n_slices * target.n_frames for target in self.targets)
 
 
 def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,10 @@ class HarmonizeSession(SessionPlan):
     reference_voxels_mm: list[float]
     mask: str = ''
     scaffold: str = ''
+
+    @property
+    def output_voxels(self) -> int:
+        return math.prod(self.reference_shape) * (len(self.targets) + 1)
 
 
 @dataclass

@@ -33,6 +33,10 @@ class SuperresTarget(TargetPlan):
 class SuperresSession(SessionPlan):
     """One session: images that have nothing to do with each other."""
 
+    @property
+    def output_voxels(self) -> int:
+        return sum(target.output_lattice.n_voxels for target in self.targets)
+
 
 def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> None:
     """Add to ``plan`` every image of a participant that can be made finer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,6 +97,11 @@ class SvrTarget:
 @dataclass
 class SvrSession(SessionPlan):
     """One session: volumes that have nothing to do with each other."""
+
+    @property
+    def output_voxels(self) -> int:
+        """Pixels of the stacks, which are written corrected and simulated; the volume is about as large."""
+        return 2 * sum(math.prod(stack.shape) for target in self.targets for stack in target.stacks)
 
 
 def plan_sessions(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> None:

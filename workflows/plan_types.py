@@ -57,6 +57,11 @@ class SessionPlan:
     def label(self) -> str:
         return f'sub-{self.participant}' + (f'_ses-{self.session}' if self.session else '')
 
+    @property
+    def output_voxels(self) -> int:
+        """Of all targets together; 0: not known before."""
+        return 0
+
 
 @dataclass
 class ParticipantPlan:

@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
     'demo': 'bids_gsrecon.cli.direct_demo',
+    'fetch-templates': 'bids_gsrecon.cli.direct_fetch_templates',
 }
 
 EXIT_OK, EXIT_FAILED, EXIT_ARGUMENTS = 0, 1, 2

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 
 from bids_gsrecon.config import Config
 
 POLL_SECONDS = 0.25  # nipype's default of 2 s is waited at every level of the graph
+JOBS_FILE = 'slurm_jobs.txt'  # below the run's log folder, with --use-plugin SLURM
 LOGGERS = ('workflow', 'utils', 'interface', 'filemanip')
 
 
@@ -19,6 +21,9 @@ def prepare_environment(config: Config) -> None:
     """
     threads = str(config.resources.omp_nthreads)
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
+    # Fields of Gaussians are written under names of their own and then renamed: nothing to lock, and network file
+    # systems may have no locks.
+    os.environ.setdefault('HDF5_USE_FILE_LOCKING', 'FALSE')
     os.environ['ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS'] = '1'
     os.environ['ANTS_RANDOM_SEED'] = str(config.execution.random_seed + 7)
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMBA_NUM_THREADS'):
@@ -43,6 +48,7 @@ def apply_nipype_settings(config: Config) -> None:
             'stop_on_first_crash': config.execution.stop_on_first_crash,
             'hash_method': 'content',
             'check_version': False,
+            'create_report': False,  # a page per node that nobody reads, and shared files that parallel runs write
         },
         'logging': {'workflow_level': level, 'interface_level': level, 'utils_level': level},
     }
@@ -57,6 +63,9 @@ def start_logging(config: Config) -> None:
     import nipype  # noqa: F401 - makes the loggers
 
     config.log_dir.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = (
+        config.execution.verbose > 0
+    )  # a full disk is reported by what cannot be computed
     handler = logging.FileHandler(config.log_dir / 'nipype.log', delay=True)
     handler.setFormatter(logging.Formatter('%(asctime)s %(name)s %(levelname)s: %(message)s'))
     level = _level_name(config.execution.verbose)
@@ -71,20 +80,20 @@ def start_logging(config: Config) -> None:
             existing.setLevel(level)
 
 
-def run_workflow(workflow, config: Config) -> bool:
+def run_workflow(workflow, config: Config) -> dict[str, str]:
     """Run every node that can be run; a failing participant does not keep the others from it.
 
     Returns
     -------
-    bool
-        Whether nipype reported no error (the crash files say which nodes failed).
+    dict
+        Nodes that failed (full name) and the traceback of the first of them; empty if nipype reported no error.
     """
     from bids_gsrecon.cli.node_progress import NodeProgress
     from bids_gsrecon.interfaces.plugins import make_plugin
 
     resources = config.resources
     plugin = resources.plugin or ('MultiProc' if resources.nprocs > 1 else 'Linear')
-    with NodeProgress(workflow) as progress:
+    with NodeProgress(workflow, folder=config.log_dir) as progress:
         plugin_args = {
             'n_procs': resources.nprocs,
             'memory_gb': resources.memory_gb,
@@ -93,6 +102,7 @@ def run_workflow(workflow, config: Config) -> bool:
             'nipype_level': _level_name(config.execution.verbose),
             'resource_monitor': config.execution.resource_monitor,
             **resources.plugin_args,
+            'jobs_file': str(config.log_dir / JOBS_FILE),
             'status_callback': progress,
         }
         try:
@@ -100,8 +110,9 @@ def run_workflow(workflow, config: Config) -> bool:
         except Exception as error:  # what failed is in the crash files; --verbose shows the rest
             if config.execution.verbose:
                 print(f'nipype: {error}', file=sys.stderr)
-            return False
-    return True
+            text = ''.join(traceback.format_exception(error))
+            return {name: f'Node: {name}\n\n{text}' for name in progress.failed or ['unknown']}
+    return {}
 
 
 def write_graph(workflow, config: Config) -> str:

@@ -11,9 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import bids_gsrecon
-from bids_gsrecon.cli.outcome import FAILED, Outcome
+from bids_gsrecon.atomic import write_text
+from bids_gsrecon.cli import outcome as outcome_of
+from bids_gsrecon.cli.messages import say, say_plain
+from bids_gsrecon.cli.outcome import BUSY, FAILED, UNFINISHED, Outcome, write_status
 from bids_gsrecon.config import Config
-from bids_gsrecon.interfaces.bids import write_text
+from bids_gsrecon.errors import InputError
 
 BIDS_VERSION = '1.10.0'
 
@@ -88,6 +91,8 @@ def write_reports(config: Config, outcomes: list[Outcome], boilerplate: str, sta
     from bids_gsrecon.reports.html import write_participant_report
 
     for outcome in outcomes:
+        if outcome.status == BUSY:  # its page is the other run's
+            continue
         info = {
             'status': outcome.status,
             'recon': outcome.recon,
@@ -117,3 +122,63 @@ def write_reports(config: Config, outcomes: list[Outcome], boilerplate: str, sta
                 f'the report of sub-{outcome.participant} could not be written ({type(error).__name__}: {error}).'
             )
             outcome.status = FAILED
+
+
+def start(config: Config, started: float) -> Path:
+    """Write down that a run begins, and its settings, for the process that computes and for those who look later.
+
+    Raises
+    ------
+    InputError
+        A folder cannot be written.
+    """
+    run = config.execution
+    sentence = 'was not finished: its run was killed, or still goes on; run the same command again.'
+    outcomes = [Outcome(label, UNFINISHED, [f'sub-{label} {sentence}']) for label in run.participant_label]
+    try:
+        config.to_toml(config.log_dir / 'config.toml')
+        if not run.boilerplate_only:
+            write_status(config, outcomes, code=None, line='', started=started)
+        return config.to_toml(config.run_dir / 'config.toml')
+    except OSError as error:
+        raise InputError(
+            f'{error.filename or config.run_dir} cannot be written ({error.strerror}): free space or choose another '
+            'folder (-w for the work folder).'
+        ) from error
+
+
+def conclude(
+    config: Config, outcomes: list[Outcome], boilerplate: str, started: float, *, code: int | None = None
+) -> int:
+    """Reports, dataset files, status and verdict: whatever happened before, and even if the disk is full.
+
+    Parameters
+    ----------
+    code
+        Exit code; by the outcomes if None.
+    """
+    write_reports(config, outcomes, boilerplate, started)
+    problems = []
+    try:
+        write_dataset_files(config)
+    except (InputError, OSError) as error:
+        problems.append(str(error))
+    code = outcome_of.exit_code(outcomes) if code is None else code
+    code = 1 if problems and code == 0 else code
+    line = outcome_of.verdict(config, outcomes, code)
+    try:
+        write_status(config, outcomes, code=code, line=line, started=started)
+    except (InputError, OSError) as error:
+        problems.append(str(error))
+        if code == 0:
+            code, line = 1, outcome_of.verdict(config, outcomes, 1)
+    for item in outcomes:
+        for text in item.verdicts:
+            say(text)
+        for error in item.errors:
+            prefix = '' if f'sub-{item.participant}' in error else f'sub-{item.participant}: '
+            say(f'error: {prefix}{error}', error=True)
+    for text in problems:
+        say(f'error: {text}', error=True)
+    say_plain(line)
+    return code

@@ -29,6 +29,7 @@ from bids_gsrecon.cli.method_options import (
 from bids_gsrecon.cli.resources import available_cpus, available_memory_gb, parse_memory_gb
 from bids_gsrecon.config import Config, Execution, Method, Resources, read_sections
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.templates import resolve_template
 from bids_gsrecon.workflows.registry import RECONS
 
 DESCRIPTION = """\
@@ -36,7 +37,8 @@ bids_gsrecon: MRI reconstruction with explicit Gaussians. The participant level 
 exam (thick T2w, FLAIR, DWI, ASL, ...) onto the grid of its isotropic T1w (harmonize), every image by itself to
 isotropic voxels (superres), stacks of slices that moved, as of a fetus, to one volume (svr), undersampled k-space of a
 beating heart (ISMRMRD, under sourcedata) to a series (cine), or thick slices to finer pixels by a trained network
-(m2asr); the group level gathers the figures of merit of all participants in one table, or trains that network."""
+(m2asr); the group level says what became of all participants, with their figures of merit, in tables and on one page,
+or trains that network."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,7 +163,9 @@ def _add_behaviour(group):
         '-w', '--work-dir', type=Path, metavar='PATH', help='intermediate results (default: ./work)'
     )
     group.add_argument(
-        '--clean-workdir', **flag, help='start over: remove what earlier runs left in the work dir'
+        '--clean-workdir',
+        **flag,
+        help='start over, and keep no intermediate results of participants that succeed',
     )
     group.add_argument(
         '--random-seed', type=seed_number, metavar='N', help='seed of everything random (default: 0)'
@@ -208,7 +212,7 @@ def _add_method(group):
     group.add_argument(
         '--brain-template',
         metavar='NAME',
-        help='template for brain masks: auto, or a T1w NIfTI file with a mask',
+        help='template for brain masks: auto, a T1w NIfTI file with a mask, or a name (gsrecon fetch-templates)',
     )
 
 
@@ -356,8 +360,7 @@ def _check(config: Config) -> None:
     if execution.bids_filter_file:
         read_filters(execution.bids_filter_file)
     checks.check_output_spaces(execution.output_spaces, method.reference)
-    if method.brain_template != 'auto' and not Path(method.brain_template).is_file():
-        raise InputError(f'--brain-template {method.brain_template} is neither "auto" nor a file.')
+    method.brain_template = resolve_template(method.brain_template)
     if method.svr_template and not Path(method.svr_template).exists():
         raise InputError(f'--svr-template {method.svr_template} is neither an image nor a folder of images.')
     if method.device == 'cuda':

@@ -5,39 +5,88 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# How batch systems say how many processors a job was given: SLURM, Grid Engine, PBS, LSF.
+CPU_VARIABLES = ('SLURM_CPUS_PER_TASK', 'NSLOTS', 'PBS_NP', 'LSB_DJOB_NUMPROC')
 
-def available_cpus(environ=None, cgroup_root='/sys/fs/cgroup') -> int:
-    """Processors granted by SLURM, the affinity mask and the cgroup quota: the smallest of them."""
+
+def available_cpus(environ=None, cgroup_root='/sys/fs/cgroup', proc_cgroup='/proc/self/cgroup') -> int:
+    """Processors granted by the batch system, the affinity mask and the cgroup quota: the smallest of them."""
     environ = os.environ if environ is None else environ
     counts = [os.cpu_count() or 1]
     if hasattr(os, 'sched_getaffinity'):
         counts.append(len(os.sched_getaffinity(0)))
-    counts += _positive_ints(environ.get('SLURM_CPUS_PER_TASK'))
-    root = Path(cgroup_root)
-    quota = _read(root / 'cpu.max').split()  # cgroup v2: "max 100000" or "200000 100000"
-    if len(quota) != 2:
-        quota = [_read(root / 'cpu/cpu.cfs_quota_us'), _read(root / 'cpu/cpu.cfs_period_us')]
-    if quota[0].isdigit() and quota[1].isdigit() and int(quota[1]) > 0:
-        counts.append(int(quota[0]) // int(quota[1]) or 1)
+    for name in CPU_VARIABLES:
+        counts += _positive_ints(environ.get(name))
+    for folder in _cgroups(Path(cgroup_root), Path(proc_cgroup), 'cpu'):
+        quota = _read(folder / 'cpu.max').split()  # cgroup v2: "max 100000" or "200000 100000"
+        if len(quota) != 2:
+            quota = [_read(folder / 'cpu.cfs_quota_us'), _read(folder / 'cpu.cfs_period_us')]
+        if quota[0].isdigit() and quota[1].isdigit() and int(quota[1]) > 0:
+            counts.append(int(quota[0]) // int(quota[1]) or 1)
     return max(min(counts), 1)
 
 
-def available_memory_gb(environ=None, cgroup_root='/sys/fs/cgroup') -> float:
-    """Memory this process may use: SLURM's grant and the cgroup limit whole, of a bare machine 90 %."""
+def available_memory_gb(environ=None, cgroup_root='/sys/fs/cgroup', proc_cgroup='/proc/self/cgroup') -> float:
+    """Memory this process may use: SLURM's grant and ulimit whole, 95 % of a cgroup, 90 % of a bare machine."""
     import psutil
 
     environ = os.environ if environ is None else environ
     limits = [0.9 * psutil.virtual_memory().total / 1024**3]
     limits += [mb / 1024 for mb in _positive_ints(environ.get('SLURM_MEM_PER_NODE'))]
     per_cpu = _positive_ints(environ.get('SLURM_MEM_PER_CPU'))
-    cpus = _positive_ints(environ.get('SLURM_CPUS_PER_TASK')) or [1]
+    cpus = [environ.get(name) for name in ('SLURM_CPUS_PER_TASK', 'SLURM_CPUS_ON_NODE')]
+    cpus = [n for text in cpus for n in _positive_ints(text)] or [1]
     limits += [per_cpu[0] * cpus[0] / 1024] if per_cpu else []
-    root = Path(cgroup_root)
-    for name in ('memory.max', 'memory/memory.limit_in_bytes'):
-        value = _read(root / name)
-        if value.isdigit():  # "max" in v2, a huge number in v1: no limit
-            limits.append(0.95 * int(value) / 1024**3)
+    for folder in _cgroups(Path(cgroup_root), Path(proc_cgroup), 'memory'):
+        for name in ('memory.max', 'memory.high', 'memory.limit_in_bytes'):
+            value = _read(folder / name)
+            if value.isdigit():  # "max" in v2, a huge number in v1: no limit
+                limits.append(0.95 * int(value) / 1024**3)
+    limits += [_address_space_gb()]
     return round(min(limits), 2)
+
+
+def allocation_messages(nprocs: int, memory_gb: float, **where) -> list[str]:
+    """Sentences about ``--nprocs`` and ``--mem`` that ask for more than this process was granted."""
+    messages = []
+    cpus, have_gb = available_cpus(**where), available_memory_gb(**where)
+    if nprocs > cpus:
+        messages.append(
+            f'--nprocs {nprocs} is more than the {cpus} processor(s) granted here: they will wait for each other; '
+            'leave it out to take what is granted.'
+        )
+    if memory_gb > 1.01 * have_gb:
+        messages.append(
+            f'--mem {memory_gb:.1f} GB is more than the {have_gb:.1f} GB granted here: steps may be killed; leave it '
+            'out to take what is granted, or ask the batch system for more.'
+        )
+    return messages
+
+
+def _cgroups(root: Path, proc_cgroup: Path, controller: str) -> list[Path]:
+    """Folders of the control groups this process is in, from its own (a step of a job) up to the root.
+
+    The limit of a batch job is on a group between the two, and the root has none.
+    """
+    folders = [root, root / controller]
+    for line in _read(proc_cgroup).splitlines():
+        _, names, path = [*line.split(':', 2), '', ''][:3]
+        if names and controller not in names.split(','):
+            continue
+        base = root / controller if names else root
+        parts = [part for part in path.split('/') if part and part != '..']
+        folders += [base.joinpath(*parts[:n]) for n in range(1, len(parts) + 1)]
+    return folders
+
+
+def _address_space_gb() -> float:
+    """``ulimit -v``, by which some batch systems limit memory."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float('inf')
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return float('inf') if limit in (resource.RLIM_INFINITY, -1) else limit / 1024**3
 
 
 def parse_memory_gb(text: str) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bids_gsrecon.cli.messages import say, say_plain
+from bids_gsrecon.cli.workdir import participant_folder
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from bids_gsrecon.cli.outcome import Outcome
     from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
-BYTES_PER_VOXEL = 4  # of a pair: 16 bits for each of its images; compression takes off about half of it
 AT_ONCE = 4  # participants per processor whose pairs are made in one go
 
 
@@ -36,15 +37,13 @@ class Prepared:
 def run_training(config: Config, started: float) -> int:
     """``group --recon m2asr --train``, from the checked settings to the exit code."""
     from bids_gsrecon.cli import checks, finish, outcome
-    from bids_gsrecon.cli.build import BuildError
-    from bids_gsrecon.cli.run import INTERRUPTED, say, stop_children
-    from bids_gsrecon.interfaces.bids import remove_stale_temporaries
+    from bids_gsrecon.cli.supervise import INTERRUPTED
+    from bids_gsrecon.interfaces.processes import end_children
 
     for message in checks.dataset_messages(config):
         say(f'warning: {message}', error=True)
     if config.execution.clean_workdir:
         _clean(config)
-    remove_stale_temporaries(config.output_dir)
     config.to_toml(config.log_dir / 'config.toml')
     finish.write_dataset_files(config)
     prepared, result = Prepared(), ''
@@ -55,14 +54,11 @@ def run_training(config: Config, started: float) -> int:
         elif prepared.files:
             result = _train(config, prepared.files)
         code = outcome.exit_code(prepared.outcomes)
-    except BuildError as error:
-        say(f'the workflow could not be built: {str(error).strip().splitlines()[-1]}', error=True)
-        code = 70
     except InputError as error:
         say(f'error: {error}', error=True)
         code = 2
     except KeyboardInterrupt:
-        stop_children()
+        end_children()
         say('interrupted: run the same command again, it goes on where it stopped', error=True)
         code = INTERRUPTED
     line = _verdict(config, prepared, result, code)
@@ -70,29 +66,29 @@ def run_training(config: Config, started: float) -> int:
     for item in prepared.outcomes:
         for error in item.errors:
             say(f'error: {error}', error=True)
-    print(line, flush=True)
+    say_plain(line)
     return code
 
 
 def _prepare(config: Config, prepared: Prepared) -> None:
     """Make the pairs of all participants that are not there yet; fills ``prepared`` as it goes."""
     from bids_gsrecon.cli import execute
-    from bids_gsrecon.cli.build import build_in_child
+    from bids_gsrecon.cli.build import build
+    from bids_gsrecon.cli.engine import announce
     from bids_gsrecon.cli.outcome import collect_outcomes
-    from bids_gsrecon.cli.run import announce
 
     execute.apply_nipype_settings(config)
     execute.start_logging(config)
     for part in _parts(config):
-        built = build_in_child(part)
+        built = build(part)
         announce(part, built)
-        _check_space(part, built.plans)
         for target in _targets(built.plans):
             if not target.is_made:
                 Path(target.pair_file).unlink(missing_ok=True)
+        failures = {}
         if built.workflow is not None and built.workflow.list_node_names():
-            execute.run_workflow(built.workflow, part)
-        outcomes = collect_outcomes(part, built.plans, ran=built.workflow is not None)
+            failures = execute.run_workflow(built.workflow, part)
+        outcomes = collect_outcomes(part, built.plans, ran=built.workflow is not None, failures=failures)
         prepared.outcomes += outcomes
         prepared.files += [path for t in _targets(built.plans) if (path := Path(t.pair_file)).is_file()]
         _remove_intermediate(part, [item.participant for item in outcomes if not item.errors])
@@ -118,38 +114,16 @@ def _targets(plans: list[ParticipantPlan]) -> list:
     return [target for plan in plans for session in plan.sessions for target in session.targets]
 
 
-def _check_space(config: Config, plans: list[ParticipantPlan]) -> None:
-    """Enough of it for the pairs, and as much again for what is made on the way.
-
-    Raises
-    ------
-    InputError
-        How much is needed, and how much there is.
-    """
-    import math
-
-    need = 2 * sum(BYTES_PER_VOXEL * math.prod(t.shape) for t in _targets(plans) if not t.is_made) / 1024**3
-    have = shutil.disk_usage(config.work_dir).free / 1024**3
-    if need > have:
-        raise InputError(
-            f'{config.work_dir} has {have:.2g} GB left and the next pairs need up to {need:.2g} GB: free space, or choose '
-            'another work folder with -w.'
-        )
-
-
 def _remove_intermediate(config: Config, participants: list[str]) -> None:
     """What was made on the way to pairs that are there."""
-    from bids_gsrecon.workflows.base import ROOT_NAME
-
     for label in participants:
-        shutil.rmtree(config.work_dir / ROOT_NAME / f'sub_{label}_wf', ignore_errors=True)
+        shutil.rmtree(participant_folder(config, label), ignore_errors=True)
 
 
 def _clean(config: Config) -> None:
-    from bids_gsrecon.cli.run import clean
     from bids_gsrecon.workflows.plan_m2asr import pairs_folder
 
-    clean(config)
+    _remove_intermediate(config, config.execution.participant_label)
     shutil.rmtree(pairs_folder(config), ignore_errors=True)
 
 
@@ -163,7 +137,6 @@ def _train(config: Config, files: list[Path]) -> str:
         train_and_write,
     )
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.cli.run import say
     from bids_gsrecon.interfaces.m2asr_pairs import PairFiles
     from bids_gsrecon.interfaces.m2asr_split import update_split
     from bids_gsrecon.recon.m2asr.types import TrainingOptions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from bids_gsrecon.atomic import write_atomically, write_text
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.io import write_atomically
 
 # The order of the BIDS schema (bids-validator-deno 3 checks it).
 ENTITY_ORDER = [
@@ -246,38 +245,6 @@ class FolderSink(SimpleInterface):
                 path.unlink()
         self._results['out_files'] = [str(folder / name) for name in wanted]
         return runtime
-
-
-def write_text(path, text: str) -> None:
-    """Write a text file atomically unless it already says the same.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written.
-    """
-    path = Path(path)
-    try:
-        if path.is_file() and path.read_text() == text:
-            return
-    except (OSError, UnicodeDecodeError):
-        pass
-    write_atomically(path, lambda temporary: Path(temporary).write_text(text))
-
-
-def remove_stale_temporaries(root) -> None:
-    """Delete what a killed run left: ``.tmp-*`` files of `write_atomically` older than an hour.
-
-    Younger ones may belong to a job that runs beside this one.
-    """
-    import time
-
-    for path in Path(root).glob('sub-*/**/.tmp-*'):
-        try:
-            if time.time() - path.stat().st_mtime > 3600:
-                os.unlink(path)
-        except OSError:
-            continue
 
 
 def check_label(text: str) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.imaging.ismrmrd_files import read_raw
 from bids_gsrecon.imaging.kspace import CineKSpace, cine_slices
-from bids_gsrecon.interfaces.io import save_volume, write_atomically
+from bids_gsrecon.interfaces.io import save_volume
 from bids_gsrecon.recon.cine.types import VERDICTS
 
 

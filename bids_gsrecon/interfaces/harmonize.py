@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from bids_gsrecon.errors import about
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.interfaces.method import MethodInputSpec, options_of, recorded
 
 
 class _CommonInputSpec(MethodInputSpec):
     reference = File(exists=True, mandatory=True, desc='isotropic reference, bias corrected')
     mask = File(exists=True, mandatory=True, desc='brain mask')
+    memory_limit_gb = traits.Float(0.0, usedefault=True, nohash=True, desc='0: not known')
 
 
 class _LearnScaffoldInputSpec(_CommonInputSpec):
@@ -41,6 +42,7 @@ class LearnScaffold(SimpleInterface):
             scaffold = load_scaffold(self.inputs.scaffold_file, reference)
         else:
             options = options_of(self.inputs, HarmonizeOptions)
+            check_memory(self.inputs.reference, mask, [], options, self.inputs.memory_limit_gb)
             scaffold = learn_scaffold(reference, mask, options=options, seed=self.inputs.seed)
         out_file = Path(runtime.cwd) / 'scaffold.h5'
         save_field(out_file, [scaffold], reference.lattice.metadata())
@@ -92,11 +94,13 @@ class HarmonizeContrast(SimpleInterface):
         resolution = inputs.output_resolution_mm
         lattice = reference.lattice.resampled(resolution) if resolution > 0 else reference.lattice
         options = options_of(inputs, HarmonizeOptions)
+        mask = load_mask(inputs.mask, reference.lattice)
+        check_memory(inputs.source, mask, [volume.data.shape], options, inputs.memory_limit_gb)
         with about(inputs.source):
             result = harmonize(
                 reference,
                 [target],
-                mask=load_mask(inputs.mask, reference.lattice),
+                mask=mask,
                 scaffold=load_scaffold(inputs.scaffold_file, reference),
                 lattice=lattice,
                 options=options,
@@ -130,3 +134,26 @@ class HarmonizeContrast(SimpleInterface):
         }
         out['metadata_file'] = str(save_json(folder / 'metadata.json', metadata))
         return runtime
+
+
+def check_memory(source, mask: np.ndarray, target_shapes, options, limit_gb: float) -> None:
+    """Raise `InputError` where the anatomy (i, j, k, bool, on the reference) needs more memory than there is.
+
+    Parameters
+    ----------
+    source
+        File for the message.
+    limit_gb
+        What may be used; 0: not known.
+    """
+    from scipy import ndimage
+
+    from bids_gsrecon.recon.harmonize import estimate_memory_gb
+
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    need = estimate_memory_gb([s.stop - s.start for s in box], target_shapes, options)
+    if 0 < limit_gb < need:
+        raise InputError(
+            f'{source} needs about {need:.1f} GB of memory to be harmonised and the limit here is {limit_gb:.1f} GB: '
+            'give more (--mem).'
+        )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.support import find_support
@@ -196,36 +195,3 @@ def save_json(path, content: dict) -> Path:
     text = json.dumps(content, indent=2) + '\n'
     write_atomically(path, lambda temporary: Path(temporary).write_text(text))
     return path
-
-
-def write_atomically(path, write) -> None:
-    """Call ``write(temporary_path)`` in the folder of ``path``, then rename: never a half-written file.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be written, or the disk is full.
-    """
-    path = Path(path)
-    suffix = ''.join(path.suffixes[-2:])
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix=suffix, dir=path.parent)
-        os.close(handle)
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.'
-        ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -11,9 +11,14 @@ from traceback import format_exception
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.pipeline.plugins.slurm import SLURMPlugin
 
+from bids_gsrecon.errors import killed_sentence
+
 
 def initialise_worker(folder: str, nipype_level: str, resource_monitor: bool = False) -> None:
-    """What every worker process does first: its folder, no telemetry, quiet nipype."""
+    """What every worker process does first: its folder, no telemetry, quiet nipype, an end with its parent."""
+    from bids_gsrecon.interfaces.processes import follow_parent
+
+    follow_parent()
     os.chdir(folder)
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
     import logging
@@ -106,8 +111,16 @@ class ResilientMultiProc(MultiProcPlugin):
 class ReadableSLURM(SLURMPlugin):
     """SLURM plugin that shows why a job was lost instead of a TypeError.
 
-    nipype joins a traceback that is a plain text character by character and then fails on it.
+    nipype joins a traceback that is a plain text character by character and then fails on it. The numbers of the jobs
+    go to the file ``jobs_file`` of its arguments: jobs outlive the process that submitted them (`cancel_jobs`).
     """
+
+    def _submit_batchtask(self, scriptfile, node):
+        job = super()._submit_batchtask(scriptfile, node)
+        if jobs_file := self.plugin_args.get('jobs_file'):
+            with open(jobs_file, 'a') as file:
+                file.write(f'{job}\n')
+        return job
 
     def _get_result(self, taskid):
         result = super()._get_result(taskid)
@@ -120,13 +133,23 @@ class ReadableSLURM(SLURMPlugin):
         return result
 
 
+def cancel_jobs(jobs_file) -> None:
+    """Cancel the SLURM jobs of a run that is over; those that have ended do not mind."""
+    import contextlib
+    import subprocess
+
+    try:
+        with open(jobs_file) as file:
+            jobs = file.read().split()
+    except OSError:
+        return
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(['scancel', *jobs], capture_output=True, timeout=30, check=False)
+
+
 def killed_message(name: str, mem_gb: float, error: BaseException) -> str:
     """One line, written as a traceback ends, for a node whose process was lost."""
-    return (
-        f'bids_gsrecon.errors.InputError: the process of {name} was killed, most likely out of memory (it was '
-        f'planned with {mem_gb:.1f} GB; {type(error).__name__}): give the job more memory, or lower --mem or '
-        '--nprocs so that fewer steps run at a time, and run the same command again.\n'
-    )
+    return f'bids_gsrecon.errors.InputError: {killed_sentence(name, mem_gb, type(error).__name__)}\n'
 
 
 def make_plugin(name: str, plugin_args: dict):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.foreground import dilated, foreground_threshold, skull_stripped_support
 from bids_gsrecon.imaging.lattice import Lattice, Volume
@@ -33,7 +34,6 @@ from bids_gsrecon.interfaces.ants_bridge import (
     pointer,
     to_ants,
 )
-from bids_gsrecon.interfaces.io import write_atomically
 
 MIN_OVERLAP = 0.05
 GOOD_OVERLAP = 0.6

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from bids_gsrecon.atomic import write_text
 from bids_gsrecon.reports.glossary import (
     PICTURES,
     figures_of_merit,
@@ -180,7 +181,9 @@ def write_participant_report(
         made=datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
         version=_version(),
     )
-    return _write_text(output_dir / f'{subject}.html', page)
+    path = output_dir / f'{subject}.html'
+    write_text(path, page)
+    return path
 
 
 def collect_sessions(figures: Path) -> list[Session]:
@@ -326,20 +329,3 @@ def _version() -> str:
     from bids_gsrecon import __version__
 
     return __version__
-
-
-def _write_text(path: Path, text: str) -> Path:
-    """Written beside, then renamed: a reader never meets half a page."""
-    import os
-    import tempfile
-
-    handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix='.html', dir=path.parent)
-    try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    return path

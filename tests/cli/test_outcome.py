@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from bids_gsrecon.cli.group import run_group
 from bids_gsrecon.cli.outcome import (
     FAILED,
     OK,
@@ -41,21 +40,40 @@ def crash(tmp_path, last_line):
     return path
 
 
+def sentence(path, participant='01'):
+    return error_sentence(path.read_text(), participant, path)
+
+
 def test_sentence_of_an_input_error(tmp_path):
     path = crash(tmp_path, 'bids_gsrecon.errors.InputError: /a/T2w.nii.gz holds NaN: replace them.')
-    assert error_sentence(path, '01') == '/a/T2w.nii.gz holds NaN: replace them.'
+    assert sentence(path) == '/a/T2w.nii.gz holds NaN: replace them.'
 
 
 def test_sentence_of_any_other_error_names_the_step_and_the_file(tmp_path):
     path = crash(tmp_path, 'ValueError: shapes differ')
-    text = error_sentence(path, '01')
+    text = sentence(path)
     assert 'sub_01_wf.session_wf.T2w_wf.registration_wf.register' in text
     assert 'ValueError: shapes differ' in text
     assert str(path) in text
 
 
 def test_sentence_of_a_memory_error_says_what_to_do(tmp_path):
-    assert '--mem' in error_sentence(crash(tmp_path, 'MemoryError'), '01')
+    assert '--mem' in sentence(crash(tmp_path, 'MemoryError'))
+
+
+@pytest.mark.parametrize(
+    ('last_line', 'advice'),
+    [
+        ("OSError: [Errno 28] No space left on device: '/work/a.nii'", 'No space left on device, /work/a.nii): the disk is full'),
+        ("OSError: [Errno 122] Disk quota exceeded", 'Disk quota exceeded): your quota is used up'),
+        ("OSError: [Errno 30] Read-only file system: '/work'", '/work): the disk is read-only'),
+        ("BlockingIOError: Unable to open file (unable to lock file, errno = 37, error message = 'No locks available')", 'No locks available): the file system has no locks'),
+    ],
+)  # fmt: skip
+def test_sentence_of_an_error_of_the_system_says_what_to_do(tmp_path, last_line, advice):
+    text = sentence(crash(tmp_path, last_line))
+    assert advice in text
+    assert 'sub-01: the step sub_01_wf' in text and 'run the same command again' in text
 
 
 @pytest.mark.parametrize(
@@ -80,21 +98,3 @@ def test_status_is_read_again(tmp_path):
     path = write_status(config, outcomes, code=1, line='line', started=0.0)
     assert json.loads(path.read_text())['exit_code'] == 1
     assert last_outcomes(tmp_path) == {'01': outcomes[0]}
-
-
-def test_group_gathers_the_figures_of_merit(tmp_path, capsys):
-    config = Config(Execution(output_dir=str(tmp_path)))
-    assert run_group(config) == 70
-    for label, value in (('01', 1.5), ('02', 2.5)):
-        folder = tmp_path / f'sub-{label}' / 'figures'
-        folder.mkdir(parents=True)
-        name = f'sub-{label}_ses-1_acq-ax_desc-merit_T2w.json'
-        (folder / name).write_text(json.dumps({'figures': {'residual_rms_percent': value}}))
-    (tmp_path / 'sub-02' / 'figures' / 'sub-02_desc-merit_FLAIR.json').write_text('not json')
-    assert run_group(config) == 0
-    assert (tmp_path / 'group_merit.tsv').read_text().splitlines() == [
-        'participant_id\tsession_id\tcontrast\tresidual_rms_percent',
-        'sub-01\tses-1\tacq-ax_T2w\t1.5',
-        'sub-02\tses-1\tacq-ax_T2w\t2.5',
-    ]
-    assert 'SUCCESS' in capsys.readouterr().out

@@ -20,7 +20,6 @@ __all__ = ['fake']
 @pytest.fixture
 def group(tmp_path, monkeypatch):
     """Trains on the dataset at ``tmp_path / 'bids'``, all in this process, headers trusted; the exit code."""
-    from bids_gsrecon.cli import build
     from bids_gsrecon.interfaces import bias_field, registration
 
     class Found:
@@ -29,7 +28,6 @@ def group(tmp_path, monkeypatch):
         moved_mm = moved_deg = 0.0
         how = 'not at all'
 
-    monkeypatch.setattr(build, 'build_in_child', build.build)
     monkeypatch.setattr(registration, 'register_rigid', lambda *args, **kwargs: Found)
     monkeypatch.setattr(bias_field, 'correct_bias_field', lambda volume, mask, seed: volume)
 
@@ -163,7 +161,7 @@ def test_a_full_disk_is_noticed_before(tmp_path, group, fake, monkeypatch, capsy
 
     monkeypatch.setattr(train.shutil, 'disk_usage', lambda path: Usage)
     assert group() == 2
-    assert 'free space, or choose another work folder' in capsys.readouterr().err
+    assert 'free space, choose another folder' in capsys.readouterr().err
     assert status(tmp_path)['exit_code'] == 2
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault('NIPYPE_NO_ET', '1')
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
-from bids_gsrecon.interfaces.plugins import ReadableSLURM, ResilientMultiProc, make_plugin
+from bids_gsrecon.interfaces.plugins import ReadableSLURM, ResilientMultiProc, cancel_jobs, make_plugin
 
 
 def _kill(x):
@@ -82,3 +82,19 @@ def test_slurm_job_without_result_is_a_readable_failure(monkeypatch):
 
 def test_other_plugins_are_left_to_nipype():
     assert make_plugin('Linear', {}) == 'Linear'
+
+
+def test_slurm_jobs_are_cancelled_with_their_run(tmp_path, monkeypatch):
+    from nipype.pipeline.plugins.slurm import SLURMPlugin
+
+    numbers = iter((7, 8))
+    monkeypatch.setattr(SLURMPlugin, '_submit_batchtask', lambda self, script, node: next(numbers))
+    plugin = ReadableSLURM(plugin_args={'jobs_file': str(tmp_path / 'jobs.txt')})
+    assert [plugin._submit_batchtask('script', None) for _ in range(2)] == [7, 8]
+    scancel = tmp_path / 'scancel'
+    scancel.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/cancelled\n')
+    scancel.chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
+    cancel_jobs(tmp_path / 'jobs.txt')
+    assert (tmp_path / 'cancelled').read_text() == '7 8\n'
+    cancel_jobs(tmp_path / 'none.txt')

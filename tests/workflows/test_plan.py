@@ -276,3 +276,38 @@ def test_t1w_alone_is_nothing_to_do(root, plan):
     item = plan()['01']
     assert item.nothing_to_do
     assert item.messages
+
+
+def test_a_shared_database_is_put_in_place_whole_by_the_first(root, plan, tmp_path):
+    write_t1w(root, '01')
+    write_thick(root, '01')
+    database = tmp_path / 'db'
+    arguments = ('--recon', 'harmonize', '--bids-database-dir', database)
+    first = plan(*arguments)['01']
+    assert first.errors == [] and len(first.sessions[0].targets) == 1
+    content = {path: path.read_bytes() for path in database.iterdir()}
+    assert any(path.suffix == '.sqlite' for path in content)
+    second = plan(*arguments)['01']
+    assert second.sessions == first.sessions
+    assert {path: path.read_bytes() for path in database.iterdir()} == content, 'it is only read'
+    assert not list(tmp_path.glob('.tmp-*'))
+
+
+def test_two_that_make_the_database_at_once_both_go_on(root, plan, tmp_path, monkeypatch):
+    from bids_gsrecon.workflows import collect
+
+    write_t1w(root, '01')
+    write_thick(root, '01')
+    arguments = ('--recon', 'harmonize', '--bids-database-dir', tmp_path / 'db')
+    real, seen = collect._layout, []
+
+    def meanwhile(*given):
+        layout = real(*given)
+        if not seen:
+            seen.append(1)
+            assert plan(*arguments)['01'].errors == []
+        return layout
+
+    monkeypatch.setattr(collect, '_layout', meanwhile)
+    assert plan(*arguments)['01'].errors == []
+    assert not list(tmp_path.glob('.tmp-*'))

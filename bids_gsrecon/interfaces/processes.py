@@ -1,0 +1,73 @@
+"""Processes of a run: none outlives the run, and all end when it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+KILLED = 137  # as a shell reports a process that was killed
+
+
+def follow_parent() -> None:
+    """Let this process end with its parent, however that ends.
+
+    A parent that is killed cannot end its children: they would go on computing, or wait for ever for work, and hold
+    memory that a second run needs.
+    """
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it reaches all; the first process decides
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == 'linux':
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    thread = threading.Thread(target=_end_with, args=(parent.sentinel,), name='follow-parent', daemon=True)
+    thread.start()
+
+
+def _end_with(sentinel: int) -> None:
+    from multiprocessing.connection import wait
+
+    wait([sentinel])
+    os._exit(KILLED)
+
+
+def end_tree(process, *, grace_s: float) -> None:
+    """End a process and all its children: asked to first, and killed after ``grace_s`` seconds.
+
+    Parameters
+    ----------
+    process
+        A `multiprocessing.Process`.
+    """
+    import psutil
+
+    try:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.Error:
+        tree = []
+    for one in tree:
+        with contextlib.suppress(psutil.Error):
+            one.terminate()
+    process.join(grace_s)  # it is our child: psutil alone would see it as a zombie
+    _, alive = psutil.wait_procs(tree[1:], timeout=grace_s)
+    for one in [*tree[:1], *alive]:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    process.join()
+
+
+def end_children() -> None:
+    """End all children of this process at once."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
