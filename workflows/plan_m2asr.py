@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,10 @@ class M2asrSession(SessionPlan):
     reference: str
     reference_shape: list[int]
     mask: str = ''
+
+    @property
+    def output_voxels(self) -> int:
+        return sum(math.prod(target.output_shape) for target in self.targets if not target.is_made)
 
 
 def pairs_folder(config: Config) -> Path:
