@@ -513,7 +513,7 @@ def strike(bench: Bench, fault: str) -> Report:
 def table(reports: list[Report]) -> str:
     rows = [f'{"fault":38} {"code":>4} {"s to end":>8} {"again":>5} {"equal":>5}  what it says']
     for r in reports:
-        said = re.sub(r'/\S*/(logs|work|out)\b', r'.../\1', r.said)
+        said = re.sub(r'/\S*/(logs|work|out)\b', r'<\1>', r.said)
         rows.append(
             f'{r.fault:38} {r.exit_code:4d} {r.seconds:8.1f} {r.again_code:5d} '
             f'{"yes" if r.again_equal else "NO":>5}  {said}'
