@@ -242,6 +242,7 @@ def write_status(
     path = config.log_dir / 'status.json'
     content = {
         'run_uuid': config.execution.run_uuid,
+        'analysis_level': config.execution.analysis_level,
         'version': bids_gsrecon.__version__,
         'command': config.execution.command,
         'started': time.strftime('%Y-%m-%dT%H:%M:%S%z', time.localtime(started)),
@@ -273,6 +274,8 @@ def last_runs(output_dir: Path) -> dict[str, tuple[Outcome, dict]]:
     found: dict[str, tuple[Outcome, dict]] = {}
     for path in sorted(output_dir.glob('logs/*/status.json'), key=lambda item: item.stat().st_mtime_ns):
         status = read_status(path)
+        if status.get('analysis_level') == 'group':  # what became of the pairs of a training
+            continue
         for label, table in status.get('participants', {}).items():
             try:
                 outcome = Outcome(**table)

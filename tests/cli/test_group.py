@@ -103,6 +103,17 @@ def test_figures_of_merit_are_gathered(dataset):
     ]
 
 
+def test_a_training_does_not_count_as_a_run_of_its_participants(dataset):
+    finished(dataset, 'a', Outcome('01', OK, recon='svr'), at=1000)
+    execution = Execution(output_dir=dataset.execution.output_dir, run_uuid='b', analysis_level='group')
+    write_status(Config(execution), [Outcome('01', FAILED, ['no pair.'])], code=1, line='', started=0.0)
+    run_group(dataset)
+    assert (
+        next(row for row in table(dataset, 'group_status.tsv') if row['participant_id'] == 'sub-01')['status']
+        == 'ok'
+    )
+
+
 def test_only_those_asked_for(dataset):
     merit(dataset, '01', 'T2w', residual_rms_percent=1.0)
     merit(dataset, '02', 'T2w', residual_rms_percent=99.0)
