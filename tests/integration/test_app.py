@@ -155,10 +155,8 @@ def test_a_second_run_reuses_everything(app):
     assert len(before) == 5
     found = results(root / 'out')
     shutil.rmtree(root / 'out' / 'sub-01')
-    started = time.monotonic()
     done = run(root, '--participant-label', '01')
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 60
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     assert results(root / 'out') == found
 
