@@ -20,22 +20,22 @@ def coarse_side(n: int, factor: float) -> int:
     return max(1, min(n, round(n / factor)))
 
 
-def frequencies(m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The central block of m whole frequencies and their weights; the lone Nyquist one of an even m, halved, stands
-    on both ends, so that real images stay real."""
-    half = m // 2
-    k = np.arange(-half, half + 1)
-    weights = np.ones(len(k))
+def band_limited(positions: np.ndarray, n: int, m: int, samples: int | None = None) -> np.ndarray:
+    """(P, n) real matrix: the value at ``positions`` (P,) pixels of n periodic samples with the m central frequencies.
+
+    Of an even m the lone Nyquist frequency, halved, stands on both ends, so that real images stay real.
+    ``samples``: of the first so many samples alone.
+    """
+    columns = np.arange(n if samples is None else samples)
+    angle = np.pi / n * (np.asarray(positions, np.float64)[:, None] - columns)
+    sine = np.sin(angle)
+    at_sample = np.abs(sine) < 1e-9
+    sine[at_sample] = 1.0
+    out = np.sin(m * angle) / sine
     if m % 2 == 0:
-        weights[[0, -1]] = 0.5
-    return k, weights
-
-
-def band_limited(positions: np.ndarray, n: int, m: int) -> np.ndarray:
-    """(P, n) real matrix: the value at ``positions`` (P,) pixels of n periodic samples with m frequencies kept."""
-    k, weights = frequencies(m)
-    apart = np.asarray(positions, np.float64)[:, None] - np.arange(n)
-    return (np.cos(2 * np.pi / n * k * apart[..., None]) @ weights) / n
+        out *= np.cos(angle)
+    out[at_sample] = m
+    return out / n
 
 
 def cropped(positions: np.ndarray, n: int, m: int) -> np.ndarray:
