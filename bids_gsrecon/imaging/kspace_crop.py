@@ -118,17 +118,23 @@ def zero_filled(
     return np.abs(out) if magnitude else out
 
 
-def replace_measured(image: np.ndarray, coarse: np.ndarray, lattice: Lattice, fine: Lattice, slice_axis: int):
-    """``image`` (X, Y, Z) on ``fine`` with the frequencies that ``coarse`` on ``lattice`` measured set to its own.
+def replace_measured(
+    image: np.ndarray, coarse: np.ndarray, lattice: Lattice, fine: Lattice, slice_axis: int
+) -> np.ndarray:
+    """``image`` (X, Y, Z) on ``fine`` changed in the band of ``coarse`` on ``lattice`` so that it would be acquired as that.
 
-    Hard data consistency: `zero_filled` of ``coarse`` plus what ``image`` holds beyond its band.
+    Hard data consistency with a magnitude image: where its own low-pass is negative (it rings around bright edges), the
+    coarse image has lost the sign, which is taken from ``image``.
     """
-    low = image
+    acquired = np.asarray(image, np.float32)
+    matrix = fine.world_to_voxel @ lattice.affine
     for axis in in_plane_axes(slice_axis):
         n, m = fine.shape[axis], lattice.shape[axis]
         if m < n:
-            low = _along(band_limited(np.arange(n), n, m).astype(np.float32), low, axis)
-    return image - low + zero_filled(coarse, lattice, fine, slice_axis, magnitude=False)
+            positions = matrix[axis, 3] + matrix[axis, axis] * np.arange(m)
+            acquired = _along(band_limited(positions, n, m).astype(np.float32), acquired, axis)
+    missing = np.where(acquired < 0, -coarse, coarse) - acquired
+    return image + zero_filled(missing, lattice, fine, slice_axis, magnitude=False)
 
 
 def _along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
