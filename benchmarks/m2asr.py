@@ -203,6 +203,8 @@ def run_table(args) -> None:
             f' {(load_before + os.getloadavg()[0]) / 2:.0f}, {trainer.step} steps'
         )
         with thread_limit(args.threads):
+            if args.save:
+                torch.save(network.state_dict(), args.save / f'{name}-{args.minutes:g}.pt')
             gains = tested(network, test, zero)
             print(row(ROWS[name][0], gains[0], remark), flush=True)
             print(row(f'{ROWS[name][0]}, consistent', gains[1], 'the same network'), flush=True)
@@ -254,6 +256,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, default=1)
     parser.add_argument('--every', type=int, default=8, help='test every so manieth slice')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--save', type=Path, help='folder for the trained weights')
     parser.add_argument('--speed', action='store_true', help='time of a forward pass instead')
     return parser
 
@@ -266,9 +269,9 @@ def main(argv=None) -> int:
     moment = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
     print(f'# {moment}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}')
     said = shlex.join(sys.argv[1:] if argv is None else argv)
-    print(
-        f'# benchmarks/m2asr.py {said.replace(str(args.data), "DATA") if args.data else said}\n', flush=True
-    )
+    for folder, name in ((args.data, 'DATA'), (args.save, 'WEIGHTS')):
+        said = said.replace(str(folder), name) if folder else said
+    print(f'# benchmarks/m2asr.py {said}\n', flush=True)
     (run_speed if args.speed else run_table)(args)
     return 0
 

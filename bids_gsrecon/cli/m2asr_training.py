@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def train_and_write(
     from bids_gsrecon import __version__
     from bids_gsrecon.interfaces.m2asr_card import write_card
     from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, save_weights
+    from bids_gsrecon.interfaces.m2asr_relation import relation_of
     from bids_gsrecon.recon.m2asr import method
 
     run = {
@@ -103,6 +105,9 @@ def train_and_write(
         raise
     if not is_main_process():
         return model
+    relations = [relation_of(pairs[n]) for n in range(len(pairs))]
+    if relations := [value for value in relations if math.isfinite(value)]:
+        model.card['edge_correlation'] = [round(min(relations), 3), round(max(relations), 3)]
     model.card['data'] = data
     model.card['versions'] = {**model.card.get('versions', {}), 'bids_gsrecon': __version__}
     with staged(files.weights.parent) as folder:

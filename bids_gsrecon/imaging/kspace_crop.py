@@ -20,22 +20,22 @@ def coarse_side(n: int, factor: float) -> int:
     return max(1, min(n, round(n / factor)))
 
 
-def frequencies(m: int) -> tuple[np.ndarray, np.ndarray]:
-    """The central block of m whole frequencies and their weights; the lone Nyquist one of an even m, halved, stands
-    on both ends, so that real images stay real."""
-    half = m // 2
-    k = np.arange(-half, half + 1)
-    weights = np.ones(len(k))
+def band_limited(positions: np.ndarray, n: int, m: int, samples: int | None = None) -> np.ndarray:
+    """(P, n) real matrix: the value at ``positions`` (P,) pixels of n periodic samples with the m central frequencies.
+
+    Of an even m the lone Nyquist frequency, halved, stands on both ends, so that real images stay real.
+    ``samples``: of the first so many samples alone.
+    """
+    columns = np.arange(n if samples is None else samples)
+    angle = np.pi / n * (np.asarray(positions, np.float64)[:, None] - columns)
+    sine = np.sin(angle)
+    at_sample = np.abs(sine) < 1e-9
+    sine[at_sample] = 1.0
+    out = np.sin(m * angle) / sine
     if m % 2 == 0:
-        weights[[0, -1]] = 0.5
-    return k, weights
-
-
-def band_limited(positions: np.ndarray, n: int, m: int) -> np.ndarray:
-    """(P, n) real matrix: the value at ``positions`` (P,) pixels of n periodic samples with m frequencies kept."""
-    k, weights = frequencies(m)
-    apart = np.asarray(positions, np.float64)[:, None] - np.arange(n)
-    return (np.cos(2 * np.pi / n * k * apart[..., None]) @ weights) / n
+        out *= np.cos(angle)
+    out[at_sample] = m
+    return out / n
 
 
 def cropped(positions: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -118,17 +118,23 @@ def zero_filled(
     return np.abs(out) if magnitude else out
 
 
-def replace_measured(image: np.ndarray, coarse: np.ndarray, lattice: Lattice, fine: Lattice, slice_axis: int):
-    """``image`` (X, Y, Z) on ``fine`` with the frequencies that ``coarse`` on ``lattice`` measured set to its own.
+def replace_measured(
+    image: np.ndarray, coarse: np.ndarray, lattice: Lattice, fine: Lattice, slice_axis: int
+) -> np.ndarray:
+    """``image`` (X, Y, Z) on ``fine`` changed in the band of ``coarse`` on ``lattice`` so that it would be acquired as that.
 
-    Hard data consistency: `zero_filled` of ``coarse`` plus what ``image`` holds beyond its band.
+    Hard data consistency with a magnitude image: where its own low-pass is negative (it rings around bright edges), the
+    coarse image has lost the sign, which is taken from ``image``.
     """
-    low = image
+    acquired = np.asarray(image, np.float32)
+    matrix = fine.world_to_voxel @ lattice.affine
     for axis in in_plane_axes(slice_axis):
         n, m = fine.shape[axis], lattice.shape[axis]
         if m < n:
-            low = _along(band_limited(np.arange(n), n, m).astype(np.float32), low, axis)
-    return image - low + zero_filled(coarse, lattice, fine, slice_axis, magnitude=False)
+            positions = matrix[axis, 3] + matrix[axis, axis] * np.arange(m)
+            acquired = _along(band_limited(positions, n, m).astype(np.float32), acquired, axis)
+    missing = np.where(acquired < 0, -coarse, coarse) - acquired
+    return image + zero_filled(missing, lattice, fine, slice_axis, magnitude=False)
 
 
 def _along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from bids_gsrecon.imaging.kspace_crop import crop_kspace, in_plane_axes, zero_filled
 from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.metrics import data_range, psnr
-from bids_gsrecon.imaging.resample import resample
+from bids_gsrecon.interfaces.m2asr_relation import as_coarse, edge_correlation, unlike_relation
 from bids_gsrecon.recon.m2asr import method
 from bids_gsrecon.recon.m2asr.types import Applied, Model
 
@@ -100,11 +100,15 @@ def apply_network(
     theirs = model.card.get('reference_contrast', '')
     if reference_contrast and theirs and reference_contrast != theirs:
         warnings.append(f'The network was trained with a {theirs} as reference, not a {reference_contrast}.')
+    reference, inside = as_coarse(guide, target, mask, slice_axis)
+    correlation = edge_correlation(reference, target.data, inside, slice_axis)
+    warnings += unlike_relation(model.card, correlation)
     bright = float(np.percentile(before.data[mask], 99)) or 1.0
     change = float(np.sqrt(np.mean(np.square(applied.image - before.data, dtype=np.float64)[mask])))
     figures = {
         'in_plane_factor': max(float(factor) for factor in applied.scale),
-        'own_gain_db': gain_on_itself(model, applied, guide, target, mask, **settings),
+        'own_gain_db': gain_on_itself(model, applied, reference, target, inside, **settings),
+        'edge_correlation': correlation if np.isfinite(correlation) else None,
         'change_percent': 100 * change / bright,
         'reference_coverage_percent': 100.0 if seen is None else 100 * float(seen[mask].mean()),
     }
@@ -124,9 +128,9 @@ def apply_network(
 def gain_on_itself(
     model: Model,
     applied: Applied,
-    guide: Volume,
+    reference: np.ndarray,
     target: Volume,
-    mask: np.ndarray,
+    inside: np.ndarray,
     *,
     slice_axis: int,
     **settings,
@@ -134,17 +138,13 @@ def gain_on_itself(
     """dB by which the network betters zero-filling where the truth is known: of the image made coarser still.
 
     The image as acquired takes the place of the truth, its own copy with cropped k-space that of the image, by the
-    factor of the result, at most 2; the reference is as coarse as the image. None: the slices are too small for it.
+    factor of the result, at most 2; ``reference`` and the mask ``inside`` are on its grid (`as_coarse`). None: the slices
+    are too small for it.
     """
     lattice = target.lattice
     factor = float(np.clip(np.prod(applied.scale) ** 0.5, 1.25, COARSER))
     if min(lattice.shape[axis] for axis in in_plane_axes(slice_axis)) < SMALLEST * factor:
         return None
-    ratios = [guide.lattice.shape[axis] / lattice.shape[axis] for axis in in_plane_axes(slice_axis)]
-    data, own = crop_kspace(guide.data, guide.lattice, slice_axis, ratios)
-    reference = resample(data, own.world_to_voxel @ lattice.affine, lattice.shape, 3, 'nearest')
-    fine = guide.lattice.world_to_voxel @ lattice.affine
-    inside = resample(mask.astype(np.float32), fine, lattice.shape, 0, 'nearest') > 0.5
     if not inside.any() or reference.min() == reference.max():
         return None
     coarse, coarse_lattice = crop_kspace(target.data, lattice, slice_axis, factor)

@@ -105,6 +105,12 @@ GLOSSARY = {
         'The only thing known of this image; near or below 0 the network does not fit it.',
         low=0.2,
     ),
+    'edge_correlation': Figure(
+        'Edges against the reference',
+        '',
+        'Correlation of the in-plane edges of image and reference: near -1 they point opposite ways, near 1 the same way. '
+        'Where it is not as in the training a warning is given.',
+    ),
     'change_percent': Figure(
         'What the network added',
         '%',

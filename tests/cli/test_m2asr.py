@@ -87,6 +87,8 @@ def test_training_writes_weights_card_and_split(case, fake, capsys):
     card = json.loads((folder / 'net_card.json').read_text())
     assert card == model.card
     assert card['validation_subjects'] == list(options.validation_subjects)
+    low, high = card['edge_correlation']
+    assert -1 <= low <= high < 0, 'T1w and T2w'
     assert card['data'][0]['files'][1].endswith('sub-01_T2w.nii.gz')
     text = (folder / 'net_card.md').read_text()
     for words in ('# Model card: net', '| 2 | 30 | 27 |', 'Held out 1: ', 'T2w', '| bids_gsrecon |'):

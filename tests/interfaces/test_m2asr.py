@@ -144,6 +144,15 @@ def test_the_gain_on_itself_is_that_of_a_known_truth(case, monkeypatch):
     assert record['Verdict'] == 'trust' and record['Reasons'] == []
 
 
+def test_a_reference_of_another_kind_is_warned_about(case, fake):
+    save_weights(case / 'net.h5', fake_model(edge_correlation=[0.5, 0.9]))
+    record = json.loads(Path(apply(case).metadata_file).read_text())
+    assert record['FiguresOfMerit']['edge_correlation'] < 0
+    assert any('relates to the image otherwise' in text for text in record['Warnings'])
+    save_weights(case / 'net.h5', fake_model(edge_correlation=[-0.9, -0.5]))
+    assert json.loads(Path(apply(case).metadata_file).read_text())['Warnings'] == []
+
+
 def test_verdicts():
     good = {'own_gain_db': 2.0, 'reference_coverage_percent': 100.0}
     assert judge([], good) == ('trust', [])

@@ -1,12 +1,15 @@
 """What a training step sees: pieces of slices, made coarse on the fly.
 
-Volumes are cut to the box of their signal once; slices across any axis are views of it. The zero-filled piece of a
-slice is two small matrix products (`imaging.kspace_crop`), so nothing is cached on disk and every scale is as cheap.
+Volumes are cut to the box of their signal once; slices across any axis are views of it. A slice is acquired (cropped
+k-space, magnitude) and zero-filled again by small matrix products (`imaging.kspace_crop`), so nothing is cached on disk
+and every scale is as cheap. The magnitude in between matters: it folds the ringing around a head back to positive values,
+and a network that has not seen that fails at the rim (-.9 dB in the mask at x4).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from bids_gsrecon.recon.m2asr.types import Pair
 
 GAIN = 0.15  # spread (log) of the brightness of either image: percentiles of another head may differ by it
 GAMMA = 0.15  # spread (log) of the reference's exponent
+RINGING = 16  # coarse pixels beyond the box of the mask that an acquired slice is looked at
 NEARLY_ISOTROPIC = 1.15  # ratio of voxel sides below which slices are cut across all three axes
 
 
@@ -60,7 +64,6 @@ class Subject:
     full: np.ndarray
     axes: tuple[int, ...]
     places: np.ndarray
-    _matrices: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, pair: Pair, patch: int, with_labels: bool) -> Subject:
@@ -110,32 +113,25 @@ class Subject:
         if synthetic:
             plane = random_contrasts(plane, rng)
         first, second = (a for a in range(3) if a != axis)
-        ranges, matrices, ratio = [], [], 1.0
+        ranges, cropping, filling, ratio = [], [], [], 1.0
         for a in (first, second):
             size = plane.shape[1 + (a == second)]
             low = int(np.clip(place[a] - rng.integers(patch), 0, size - patch)) if patch else 0
             ranges.append(slice(low, low + (patch or size)))
-            matrix, side = self._matrix(a, factor, size)
-            matrices.append(matrix[ranges[-1]])
-            ratio *= self.full[a] / side
+            n = int(self.full[a])
+            side = coarse_side(n, factor)
+            crop, fill = _matrices(n, side, int(self.start[a]), size)
+            cropping.append(crop)
+            filling.append(fill[ranges[-1]])
+            ratio *= n / side
         sharp = plane[(slice(None), *ranges)]
         coarse = sharp[0]
         if factor > 1:
             # torch, whose threads are the caller's to limit; numpy's BLAS has its own.
-            rows, columns = (torch.from_numpy(matrix) for matrix in matrices)
             whole = torch.from_numpy(np.ascontiguousarray(plane[0]))
-            coarse = (rows @ whole @ columns.T).abs().numpy()
+            acquired = (cropping[0] @ whole @ cropping[1].T).abs()
+            coarse = (filling[0] @ acquired @ filling[1].T).abs().numpy()
         return np.stack([coarse, sharp[1], sharp[0]]), ratio**0.5
-
-    def _matrix(self, axis: int, factor: float, size: int) -> tuple[np.ndarray, int]:
-        """(size, size) part of the low-pass of the whole side that acts on the box; and the coarse side."""
-        n = int(self.full[axis])
-        m = coarse_side(n, factor)
-        if (n, m, size) not in self._matrices:
-            row = band_limited(np.zeros(1), n, m)[0]
-            apart = np.arange(size)[:, None] - np.arange(size)
-            self._matrices[n, m, size] = row[apart % n].astype(np.float32)
-        return self._matrices[n, m, size], m
 
 
 @dataclass(eq=False)
@@ -169,6 +165,20 @@ class Sampler:
             samples.append(_augmented(sample, rng))
             ratios.append(ratio)
         return np.stack(samples, 1), np.array(ratios, np.float32)
+
+
+@lru_cache(maxsize=512)
+def _matrices(n: int, m: int, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Along an axis of n pixels, m of them acquired: box (start, size) to samples, and these to the box zero-filled.
+
+    Of the samples those near the box: further out there is only faint ringing.
+    """
+    box = start + np.arange(size)
+    samples = (np.arange(m) + 0.5) * n / m - 0.5
+    near = np.flatnonzero(np.abs(samples - box.mean()) <= size / 2 + RINGING * n / m)
+    crop = band_limited(samples[near] - start, n, m, size)
+    fill = band_limited((box + 0.5) * m / n - 0.5 - near[0], m, m, len(near))
+    return torch.from_numpy(crop.astype(np.float32)), torch.from_numpy(fill.astype(np.float32))
 
 
 def _augmented(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:

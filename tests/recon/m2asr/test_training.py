@@ -37,7 +37,7 @@ def same(a, b):
 
 
 def test_a_drawn_piece_is_that_of_the_zero_filled_slice():
-    """Against the low-pass of the whole slice, where the volume is zero outside the box of its mask."""
+    """Against the whole slice acquired and zero-filled, where the volume is zero outside the box of its mask."""
     pair = make_pair(shape=(40, 37, 30))
     target = np.where(pair.mask, pair.target, 0)
     pair = dataclasses.replace(pair, target=target)
@@ -54,8 +54,10 @@ def test_a_drawn_piece_is_that_of_the_zero_filled_slice():
         plane = np.take(target, [place[axis] + subject.start[axis]], axis) / span
         plane = np.squeeze(plane, axis)
         sides = [(n, coarse_side(n, factor)) for n in plane.shape]
-        rows, columns = (band_limited(np.arange(n), n, m) for n, m in sides)
-        filled = np.abs(rows @ plane @ columns.T)
+        crops = [band_limited((np.arange(m) + 0.5) * n / m - 0.5, n, m) for n, m in sides]
+        fills = [band_limited((np.arange(n) + 0.5) * m / n - 0.5, m, m) for n, m in sides]
+        acquired = np.abs(crops[0] @ plane @ crops[1].T)
+        filled = np.abs(fills[0] @ acquired @ fills[1].T)
         # Somewhere in the slice lies exactly this piece.
         windows = np.lib.stride_tricks.sliding_window_view(plane, (24, 24))
         at = np.argwhere(np.abs(windows - sample[2]).max((2, 3)) < 1e-5)
