@@ -3,7 +3,7 @@
 Volumes are cut to the box of their signal once; slices across any axis are views of it. A slice is acquired (cropped
 k-space, magnitude) and zero-filled again by small matrix products (`imaging.kspace_crop`), so nothing is cached on disk
 and every scale is as cheap. The magnitude in between matters: it folds the ringing around a head back to positive values,
-and a network that has not seen that fails at the rim (-.9 dB in the mask at x4).
+and a network that has not seen that is worse at the rim (half a dB in the mask at x4, on the benchmark).
 """
 
 from __future__ import annotations
