@@ -77,9 +77,7 @@ class Subject:
         mask = signal(pair)
         if not mask.any():
             raise InputError(f'The mask of {pair.subject} is empty: leave the subject or the mask out.')
-        sizes = pair.lattice.voxel_sizes_mm
-        isotropic = sizes.max() <= NEARLY_ISOTROPIC * sizes.min()
-        axes = (0, 1, 2) if isotropic else (pair.slice_axis,)
+        axes = _axes(pair.lattice, pair.slice_axis, patch)
         start, stop = _box(mask, patch, axes, pair.subject)
         cut = tuple(slice(a, b) for a, b in zip(start, stop))
         images = []
@@ -95,8 +93,7 @@ class Subject:
     def of_labels(cls, labels: LabelMap, patch: int) -> Subject:
         """Of a label map: no images, only contrasts that are made up."""
         mask = labels.labels > 0
-        sizes = labels.lattice.voxel_sizes_mm
-        axes = (0, 1, 2) if sizes.max() <= NEARLY_ISOTROPIC * sizes.min() else (labels.lattice.coarsest_axis,)
+        axes = _axes(labels.lattice, labels.lattice.coarsest_axis, patch)
         start, stop = _box(mask, patch, axes, 'the label map')
         cut = tuple(slice(a, b) for a, b in zip(start, stop))
         full = np.array(mask.shape)
@@ -196,12 +193,20 @@ def _augmented(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
+def _axes(lattice, slice_axis: int, patch: int) -> tuple[int, ...]:
+    """Across which slices are cut: all three of isotropic voxels, where the planes hold a patch."""
+    sizes = lattice.voxel_sizes_mm
+    isotropic = sizes.max() <= NEARLY_ISOTROPIC * sizes.min()
+    wide = [a for a in range(3) if min(n for b, n in enumerate(lattice.shape) if b != a) >= max(patch, 8)]
+    return tuple(wide) if isotropic and wide else (slice_axis,)
+
+
 def _box(mask: np.ndarray, patch: int, axes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Box of the mask, two voxels wider, at least a patch wide where slices are cut (and the grid is)."""
     size = np.array(mask.shape)
     low, high = bounding_box(mask)
     low, high = np.maximum(low - 2, 0), np.minimum(high + 2, size)
-    in_plane = [a for a in range(3) if len(axes) > 1 or a != axes[0]]
+    in_plane = [a for a in range(3) if any(a != axis for axis in axes)]
     for a in in_plane:
         lacking = max(patch - (high[a] - low[a]), 0)
         low[a] = max(0, min(low[a] - lacking // 2, size[a] - patch))

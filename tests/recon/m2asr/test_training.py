@@ -295,3 +295,8 @@ def test_two_processes_agree_and_average_their_gradients(tmp_path):
         assert alone.step == step + 1
     mine = alone.averaged().state_dict()
     assert max(float((mine[n] - a[n]).abs().max()) for n in mine) < 1e-5
+
+
+def test_isotropic_volumes_are_cut_where_their_planes_hold_a_patch():
+    assert Subject.of(make_pair(shape=(40, 37, 12)), 24, False).axes == (2,)
+    assert Subject.of(make_pair(shape=(12, 37, 40)), 24, False).axes == (0,)
