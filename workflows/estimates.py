@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bids_gsrecon.config import Config
     from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
-# By measurement (benchmarks/resources.py), rounded up.
+# Chosen so that no job asks for less than was seen (benchmarks/resources.py).
 PROGRAM_GB = 0.6  # the program itself, beside the process that computes
 WORKER_GB = 0.35  # every further process that waits
 MEMORY_MARGIN = 1.2

@@ -19,7 +19,7 @@ PROGRAM_GB = 0.5
 # one slice holds beside them. By measurement, rounded up.
 RAW_COPIES, HYBRID_COPIES, FIT_COPIES = 6, 2, 8
 
-# Processor seconds per slice, and per value of the series; the published model takes so many times as much
+# Processor seconds per slice, and per value of the series; a guess: how many times as much the published model takes
 # (benchmarks/resources.py).
 SLICE_SECONDS, VALUE_SECONDS = 5.0, 2e-5
 FREE_FACTOR = 20.0

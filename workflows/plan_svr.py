@@ -21,7 +21,7 @@ from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan
 
 SAMPLE_STEP_MM = 5.0  # between points at which fields of view are compared
 MARGIN_MM = 15.0  # of the volume's grid around the anatomy: motion, and what a slice sees around it
-# Processor seconds per pixel, voxel of the volume and stored pixel (benchmarks/resources.py).
+# Processor seconds per pixel, voxel of the volume and stored pixel: guesses, to be compared by benchmarks/resources.py.
 PIXEL_SECONDS, VOXEL_SECONDS, STORED_SECONDS = 1e-4, 2e-5, 1e-5
 RESIDUAL_FIELD_FACTOR = 3.0
 THICK_RATIO = 1.5  # slice spacing over the coarser pixel size, from which an image is a stack of slices
