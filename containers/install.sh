@@ -8,8 +8,12 @@
 #   TORCH_INDEX   package index for PyTorch; CPU builds by default, for CUDA for instance
 #                 https://download.pytorch.org/whl/cu130 ; empty: pip's own index
 #   EXTRAS        optional parts of the project, for instance "validate" (default: none)
-#   KEEP_APT      1 keeps the compiler and the package lists (default: 0)
+#   KEEP_APT      1 keeps compilers and the package lists (default: 0)
+#
+# CPU and CUDA images differ by TORCH_INDEX alone: where PyTorch has CUDA, its kernels are compiled too, for all
+# architectures, by a compiler that is removed again.
 set -euo pipefail
+umask 022
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 SOURCE="${SOURCE:-$(dirname "$here")}"
@@ -34,8 +38,8 @@ fail() { printf '[install] ERROR: %s\n' "$*" >&2; exit 1; }
 # --- system -------------------------------------------------------------------------------------------
 # The wheels bring everything else. Python 3.11 is bookworm's own.
 say 'system packages'
-apt-get update -q
-apt-get install -y -q --no-install-recommends ca-certificates libgomp1 python3 python3-venv
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends ca-certificates libgomp1 python3 python3-venv
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail 'needs Python 3.10 or later (bookworm has 3.11)'
 
 # --- environment --------------------------------------------------------------------------------------
@@ -60,43 +64,56 @@ target="$build"
 if [ -n "$EXTRAS" ]; then target="${build}[$EXTRAS]"; fi
 pip install -q "$target"
 pip check
+packages="$("$PREFIX/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+# Compiled kernels carry the time of their source with its fractions of a second, which the file systems of images
+# drop: whole seconds, or every run would compile them again. Byte code is not compared with its source at all.
+find "$packages/bids_gsrecon" -name '*.py' -exec touch -d '2020-01-01 00:00:00 UTC' {} +
+"$PREFIX/bin/python" -m compileall -q -f --invalidation-mode unchecked-hash "$packages/bids_gsrecon"
 
 # --- entry points -------------------------------------------------------------------------------------
-# In a read-only container numba cannot use a cache that it cannot write: the warm one is then copied to a
-# place that it can (a few MB), once per machine and user.
+install -m 644 "$here/environment.sh" "$PREFIX/environment.sh"
 for program in bids_gsrecon gsrecon; do
     cat >"/usr/local/bin/$program" <<EOF
 #!/bin/sh
-warm=$PREFIX/numba-cache
-: "\${NUMBA_CACHE_DIR:=\$warm}"
-if [ ! -w "\$NUMBA_CACHE_DIR" ]; then
-    NUMBA_CACHE_DIR="\${TMPDIR:-/tmp}/gsrecon-numba-\$(id -u)"
-    if [ ! -d "\$NUMBA_CACHE_DIR" ]; then
-        copy="\$NUMBA_CACHE_DIR.\$\$"
-        if cp -r "\$warm" "\$copy" && chmod -R u+w "\$copy"; then
-            mv -T "\$copy" "\$NUMBA_CACHE_DIR" 2>/dev/null || rm -rf "\$copy"
-        fi
-    fi
-fi
-: "\${MPLCONFIGDIR:=\${TMPDIR:-/tmp}/gsrecon-matplotlib-\$(id -u)}"
-export NUMBA_CACHE_DIR MPLCONFIGDIR PYTHONNOUSERSITE=1 NO_ET=1 NIPYPE_NO_ET=1
-exec "$PREFIX/bin/$program" "\$@"
+prefix=$PREFIX
+. "\$prefix/environment.sh"
+exec "\$prefix/bin/$program" "\$@"
 EOF
     chmod 755 "/usr/local/bin/$program"
 done
+sed "s|/opt/bids_gsrecon|$PREFIX|" "$here/selftest.sh" >/usr/local/bin/gsrecon-selftest
+chmod 755 /usr/local/bin/gsrecon-selftest
 
 # --- kernels ------------------------------------------------------------------------------------------
-# Compiled once, here, for every later run: a container is read-only, and a node may be without home. The
-# cache is keyed by the processor: on another kind of node the first run compiles them again (a minute).
-export NUMBA_CACHE_DIR="$PREFIX/numba-cache"
-mkdir -p "$NUMBA_CACHE_DIR"
-say 'compiling kernels (a small harmonisation)'
-warm="$(mktemp -d)"
-gsrecon demo "$warm/demo" >/dev/null
-reference="$(find "$warm/demo" -name '*_T1w.nii.gz' -not -path '*/derivatives/*' | sort | head -n 1)"
-contrast="$(find "$warm/demo" -name '*_T2w.nii.gz' -not -path '*/derivatives/*' | sort | head -n 1)"
-gsrecon harmonize "$reference" "$contrast" -o "$warm/out" >/dev/null
-rm -rf "$warm"
+# Compiled once, here, for every later run: an image is read-only, and a node may be without home.
+mkdir -p "$PREFIX/warm/numba" "$PREFIX/warm/matplotlib"
+"$PREFIX/bin/python" -c 'import time; print(time.strftime("%Y%m%d%H%M%S", time.gmtime()))' >"$PREFIX/build-id"
+prefix="$PREFIX"
+# shellcheck source=containers/environment.sh
+. "$here/environment.sh"
+kernel_levels >"$PREFIX/kernel-levels"
+mapfile -t levels <"$PREFIX/kernel-levels"
+for level in "${levels[@]:-}"; do
+    say "compiling kernels for ${level:-this processor}"
+    if [ -n "$level" ]; then export NUMBA_CPU_NAME="$level" NUMBA_CPU_FEATURES=''; fi
+    gsrecon-selftest --only-direct | tail -n 1
+done
+if "$PREFIX/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; then
+    say 'compiling CUDA kernels'
+    release="$("$PREFIX/bin/python" -c 'import torch; print(torch.version.cuda)')"
+    toolkit="$(mktemp -d)"
+    apt-get install -y -qq --no-install-recommends g++
+    python3 -m venv "$toolkit"
+    "$toolkit/bin/python" -m pip install -q "nvidia-cuda-nvcc==$release.*" "nvidia-cuda-crt==$release.*" \
+        "nvidia-nvvm==$release.*" "nvidia-cuda-runtime==$release.*" "nvidia-cuda-cccl==$release.*"
+    nvcc="$(find "$toolkit" -path '*/bin/nvcc' | head -n 1)"
+    [ -n "$nvcc" ] || fail "the toolkit of CUDA $release has no nvcc: set TORCH_INDEX to a build for CUDA 13 or later"
+    home="$(dirname "$(dirname "$nvcc")")"
+    ln -sf "$(basename "$(find "$home/lib" -name 'libcudart.so.*' | head -n 1)")" "$home/lib/libcudart.so"
+    CUDA_HOME="$home" LIBRARY_PATH="$home/lib" "$PREFIX/bin/python" -m bids_gsrecon.gpu.cuda_build --folder "$PREFIX/cuda"
+    rm -rf "$toolkit"
+    if [ "$KEEP_APT" != 1 ]; then apt-get purge -y -qq --autoremove g++; fi
+fi
 chmod -R a+rX "$PREFIX"
 
 # --- check and tidy -----------------------------------------------------------------------------------

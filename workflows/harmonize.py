@@ -14,7 +14,7 @@ from bids_gsrecon.workflows.anatomical import init_anatomical_wf
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_harmonize import init_ds_contrast_wf, init_ds_reference_wf, output_names
-from bids_gsrecon.workflows.plan_harmonize import HarmonizeSession
+from bids_gsrecon.workflows.plan_harmonize import HarmonizeSession, estimated_memory_gb
 from bids_gsrecon.workflows.plan_types import TargetPlan
 from bids_gsrecon.workflows.registration import init_registration_wf
 
@@ -49,7 +49,7 @@ def init_harmonize_session_wf(*, config: Config, session: HarmonizeSession, name
         mem_gb=light_gb,
         **common,
     )
-    heavy_gb = _memory_gb(config, session)
+    heavy_gb = estimated_memory_gb(config, session)
     learn_scaffold = method_node(
         config,
         LearnScaffold(memory_limit_gb=config.resources.memory_gb),
@@ -197,13 +197,6 @@ def init_contrast_wf(
         workflow.connect(harmonize, 'out_uncertainty', pictures, 'uncertainty')
         workflow.connect(harmonize, 'out_uncertainty', ds_contrast_wf, 'inputnode.uncertainty')
     return workflow
-
-
-def _memory_gb(config: Config, session: HarmonizeSession) -> float:
-    from bids_gsrecon.recon.harmonize import HarmonizeOptions, estimate_memory_gb
-
-    shapes = [target.shape for target in session.targets]
-    return estimate_memory_gb(session.reference_shape, shapes, HarmonizeOptions(**config.method.harmonize))
 
 
 def _parameters(target: TargetPlan) -> dict:

@@ -14,11 +14,8 @@ from bids_gsrecon.workflows.anatomical import init_anatomical_wf
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.nodes import light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_m2asr import init_ds_m2asr_wf
-from bids_gsrecon.workflows.plan_m2asr import M2asrSession, M2asrTarget
+from bids_gsrecon.workflows.plan_m2asr import M2asrSession, M2asrTarget, estimated_memory_gb
 from bids_gsrecon.workflows.registration import init_registration_wf
-
-PROGRAM_GB = 1.0  # torch and the network
-COPIES = 12  # of the result's voxels (float32) while weights are applied
 
 
 def init_m2asr_session_wf(*, config: Config, session: M2asrSession, name: str) -> LiterateWorkflow:
@@ -145,7 +142,7 @@ def init_apply_wf(
         ),
         name='apply_network',
         options={},
-        mem_gb=PROGRAM_GB + COPIES * 4 * n_voxels / 1024**3,
+        mem_gb=estimated_memory_gb(target),
     )
     pictures = pe.Node(M2asrReportlets(parameters=_parameters(target)), name='pictures', mem_gb=light_gb)
     if summary:

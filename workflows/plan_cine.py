@@ -11,12 +11,18 @@ from bids_gsrecon.errors import InputError
 from bids_gsrecon.interfaces.bids import BidsName
 from bids_gsrecon.interfaces.kspace_files import kspace_files
 from bids_gsrecon.workflows.collect import find_derivative
+from bids_gsrecon.workflows.estimates import Estimate
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan
 
 PROGRAM_GB = 0.5
 # Copies of the raw samples while they are read, transformed and whitened; of all slices in hybrid space; what a fit of
 # one slice holds beside them. By measurement, rounded up.
 RAW_COPIES, HYBRID_COPIES, FIT_COPIES = 6, 2, 8
+
+# Processor seconds per slice, and per value of the series; a guess: how many times as much the published model takes
+# (benchmarks/resources.py).
+SLICE_SECONDS, VALUE_SECONDS = 5.0, 2e-5
+FREE_FACTOR = 20.0
 
 
 @dataclass
@@ -90,6 +96,18 @@ def estimated_memory_gb(target: CineTarget) -> float:
     # Slices are sorted with all their coils, one after another.
     held = HYBRID_COPIES * (target.n_slices * virtual_coils + target.n_coils) + FIT_COPIES * virtual_coils
     return PROGRAM_GB + (RAW_COPIES * raw + held * hybrid) / 1024**3
+
+
+def estimate(config: Config, session: CineSession) -> Estimate:
+    """What a session takes."""
+    seconds = 0.0
+    for target in session.targets:
+        values = target.n_slices * target.n_frames * math.prod(target.matrix)
+        # Fully sampled data are reconstructed again at every factor by which they are undersampled.
+        seconds += (1 + len(target.retro)) * (target.n_slices * SLICE_SECONDS + values * VALUE_SECONDS)
+    if config.method.cine.get('model') == 'free':
+        seconds *= FREE_FACTOR
+    return Estimate(max(map(estimated_memory_gb, session.targets)), 30.0 + seconds)
 
 
 def _check_name(path: Path, participant: str, session: str | None, names: dict[str, Path]) -> None:

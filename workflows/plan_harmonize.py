@@ -9,11 +9,16 @@ from dataclasses import dataclass, field, replace
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.workflows.collect import find_derivative
+from bids_gsrecon.workflows.estimates import Estimate
 from bids_gsrecon.workflows.plan_target import by_session, finest, nothing_found, plan_target
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan, TargetPlan
 
 # A voxel's mean across the slice is the box; a point would be a slice without thickness.
 PROFILES = {'auto': 'box', 'cell': 'box', 'box': 'box', 'gaussian': 'gaussian'}
+
+# Processor seconds per voxel of the reference: what is done to it once, and for every contrast
+# (benchmarks/resources.py).
+REFERENCE_SECONDS, CONTRAST_SECONDS = 2e-5, 2e-5
 
 
 @dataclass(kw_only=True)
@@ -132,6 +137,21 @@ def find_reference_mask(config: Config, plan: ParticipantPlan, reference: Scan) 
     if folders and not mask:
         plan.messages.append('no *_desc-brain_mask.nii.gz in --derivatives: the brain mask will be found')
     return str(mask or '')
+
+
+def estimated_memory_gb(config: Config, session: HarmonizeSession) -> float:
+    """Peak memory of the scaffold or of a contrast, by the headers."""
+    from bids_gsrecon.recon.harmonize import HarmonizeOptions, estimate_memory_gb
+
+    shapes = [target.shape for target in session.targets]
+    return estimate_memory_gb(session.reference_shape, shapes, HarmonizeOptions(**config.method.harmonize))
+
+
+def estimate(config: Config, session: HarmonizeSession) -> Estimate:
+    """What a session takes."""
+    voxels = math.prod(session.reference_shape)
+    seconds = REFERENCE_SECONDS * voxels + len(session.targets) * (CONTRAST_SECONDS * voxels + 20.0)
+    return Estimate(estimated_memory_gb(config, session), 40.0 + seconds)
 
 
 def _plan_targets(config: Config, plan: ParticipantPlan, scans: list[Scan]) -> list[TargetPlan]:

@@ -14,6 +14,7 @@ import numpy as np
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.workflows.estimates import Estimate
 from bids_gsrecon.workflows.plan_harmonize import find_reference_mask, sessions_with_reference
 from bids_gsrecon.workflows.plan_target import own_space_messages, plan_target
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan, TargetPlan
@@ -22,6 +23,14 @@ CONTRASTS = ('T2w', 'FLAIR')  # that are trained on, where none are named
 MAX_FACTOR = 6.0  # in plane; beyond it the method refuses
 FINE_ALREADY = 1.05  # a factor that is not worth a network
 PAIR_VERSION = 1  # of how pairs are made: another number makes them again
+
+PROGRAM_GB = 1.0  # torch and the network
+COPIES = 12  # of the result's voxels (float32) while weights are applied
+# Of one core; guesses but for a network of the size `tiny`, which takes about a second for 256 x 256 pixels twice over
+# (it is also applied to the image's own coarser copy).
+REFERENCE_SECONDS = 1e-5  # a voxel of the reference: bias field and mask
+IMAGE_SECONDS = 60.0  # registration and pictures
+VOXEL_SECONDS = 4e-5
 
 
 @dataclass(kw_only=True)
@@ -73,6 +82,19 @@ class M2asrSession(SessionPlan):
     @property
     def output_voxels(self) -> int:
         return sum(math.prod(target.output_shape) for target in self.targets if not target.is_made)
+
+
+def estimated_memory_gb(target: M2asrTarget) -> float:
+    """Peak memory of applying a small network to an image, by its header."""
+    return PROGRAM_GB + COPIES * 4 * target.output_lattice.n_voxels / 1024**3
+
+
+def estimate(config: Config, session: M2asrSession) -> Estimate:
+    """What a session takes, with a small network."""
+    seconds = REFERENCE_SECONDS * math.prod(session.reference_shape)
+    for target in session.targets:
+        seconds += IMAGE_SECONDS + VOXEL_SECONDS * target.output_lattice.n_voxels
+    return Estimate(max(map(estimated_memory_gb, session.targets)), 40.0 + seconds)
 
 
 def pairs_folder(config: Config) -> Path:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.workflows.estimates import Estimate
 from bids_gsrecon.workflows.plan_target import by_session, nothing_found, own_space_messages, plan_target
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan, TargetPlan
 
 MAPS = ('T1rho', 'T2star')  # quantities: their voxels are no means of what lies in them
+
+# Processor seconds per image, and per cell that it is made of (benchmarks/resources.py).
+IMAGE_SECONDS, CELL_SECONDS = 20.0, 2e-5
 
 
 @dataclass(kw_only=True)
@@ -63,6 +68,24 @@ def is_anisotropic(scan: Scan) -> bool:
 
     lattice = scan.header.lattice
     return not is_fine_already(lattice, lattice.resampled(float(lattice.voxel_sizes_mm.min())))
+
+
+def estimated_memory_gb(target: SuperresTarget) -> float:
+    """Peak memory of the reconstruction of an image, by its header."""
+    from bids_gsrecon.interfaces.superres_checks import needed_memory_gb
+
+    return needed_memory_gb(target.shape, target.lattice, target.output_lattice)
+
+
+def estimate(config: Config, session: SuperresSession) -> Estimate:
+    """What a session takes."""
+    from bids_gsrecon.recon.superres import cell_factors
+
+    seconds = 0.0
+    for target in session.targets:
+        cells = math.prod(target.shape) * math.prod(cell_factors(target.lattice, target.output_lattice))
+        seconds += IMAGE_SECONDS + CELL_SECONDS * cells
+    return Estimate(max(map(estimated_memory_gb, session.targets)), 30.0 + seconds)
 
 
 def _plan_target(config: Config, plan: ParticipantPlan, scan: Scan) -> SuperresTarget | None:

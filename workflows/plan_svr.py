@@ -14,10 +14,16 @@ from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.interfaces.bids import BidsName
 from bids_gsrecon.interfaces.headers import check_stack, read_metadata, slice_axis
 from bids_gsrecon.workflows.collect import find_derivative
+from bids_gsrecon.workflows.estimates import Estimate
 from bids_gsrecon.workflows.plan_superres import MAPS
 from bids_gsrecon.workflows.plan_target import by_session, nothing_found, own_space_messages
 from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan
 
+SAMPLE_STEP_MM = 5.0  # between points at which fields of view are compared
+MARGIN_MM = 15.0  # of the volume's grid around the anatomy: motion, and what a slice sees around it
+# Processor seconds per pixel, voxel of the volume and stored pixel: guesses, to be compared by benchmarks/resources.py.
+PIXEL_SECONDS, VOXEL_SECONDS, STORED_SECONDS = 1e-4, 2e-5, 1e-5
+RESIDUAL_FIELD_FACTOR = 3.0
 THICK_RATIO = 1.5  # slice spacing over the coarser pixel size, from which an image is a stack of slices
 # In these the stacks of one volume may differ; any other entity says that they show different things.
 FREE_ENTITIES = ('acq', 'dir', 'run')
@@ -183,6 +189,44 @@ def full_sets(scans: list[Scan]) -> list[list[Scan]]:
     """All groups of stacks of a participant that make a volume by themselves."""
     stacks = [scan for scan in scans if is_stack(scan) and min(scan.header.shape) > 1]
     return [g for own in by_session(stacks).values() for g in stack_groups(own) if is_full_set(g)]
+
+
+def estimated_memory_gb(target: SvrTarget) -> float:
+    """Peak memory of the reconstruction of a volume, by the headers."""
+    from bids_gsrecon.interfaces.svr_checks import needed_memory_gb
+
+    return needed_memory_gb(*_estimated_size(target))
+
+
+def estimate(config: Config, session: SvrSession) -> Estimate:
+    """What a session takes."""
+    seconds = 0.0
+    for target in session.targets:
+        pixels, voxels = _estimated_size(target)
+        stored = sum(math.prod(stack.shape) for stack in target.stacks)
+        seconds += PIXEL_SECONDS * pixels + VOXEL_SECONDS * voxels + STORED_SECONDS * stored
+    if config.method.svr.get('residual_field'):
+        seconds *= RESIDUAL_FIELD_FACTOR
+    return Estimate(max(map(estimated_memory_gb, session.targets)), 40.0 + seconds)
+
+
+def _estimated_size(target: SvrTarget) -> tuple[int, int]:
+    """Pixels and voxels of a volume: the place that all stacks show, as one cube."""
+    volumes = []
+    for stack in target.stacks:
+        lattice = stack.lattice
+        step = np.maximum(SAMPLE_STEP_MM // lattice.voxel_sizes_mm, 1).astype(int)
+        grid = np.meshgrid(*[np.arange(0, n, k) for n, k in zip(lattice.shape, step)], indexing='ij')
+        points = lattice.to_world(np.stack(grid, -1).reshape(-1, 3))
+        inside = np.ones(len(points), bool)
+        for other in target.stacks:
+            index = other.lattice.to_index(points)
+            inside &= ((index > -0.5) & (index < np.array(other.shape) - 0.5)).all(1)
+        volumes.append(inside.mean() * math.prod(lattice.shape) * float(np.prod(lattice.voxel_sizes_mm)))
+    common_mm3 = max(volumes)
+    pixels = sum(common_mm3 / np.prod(stack.lattice.voxel_sizes_mm) for stack in target.stacks)
+    voxels = ((np.cbrt(common_mm3) + 2 * MARGIN_MM) / target.output_mm) ** 3
+    return int(pixels), int(voxels)
 
 
 def _placed(scan: Scan, metadata: dict | None = None) -> StackPlan:

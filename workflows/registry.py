@@ -27,6 +27,8 @@ class Recon:
         ``module:function`` that names the images a session must have made, below the output folder.
     verdicts
         ``module:function`` that reads what the method says of its own results, one sentence each; empty: nothing.
+    estimator
+        ``module:function`` that estimates what a session takes (`Estimate`), by the headers alone.
     on_gpu
         It can compute on a GPU.
     """
@@ -37,6 +39,7 @@ class Recon:
     builder: str
     results: str
     verdicts: str = ''
+    estimator: str = ''
     on_gpu: bool = True
 
 
@@ -49,6 +52,7 @@ RECONS = {
             'bids_gsrecon.workflows.plan_harmonize:plan_sessions',
             'bids_gsrecon.workflows.harmonize:init_harmonize_session_wf',
             'bids_gsrecon.workflows.outputs_harmonize:session_results',
+            estimator='bids_gsrecon.workflows.plan_harmonize:estimate',
         ),
         Recon(
             'superres',
@@ -56,6 +60,7 @@ RECONS = {
             'bids_gsrecon.workflows.plan_superres:plan_sessions',
             'bids_gsrecon.workflows.superres:init_superres_session_wf',
             'bids_gsrecon.workflows.outputs_superres:session_results',
+            estimator='bids_gsrecon.workflows.plan_superres:estimate',
         ),
         Recon(
             'svr',
@@ -63,6 +68,7 @@ RECONS = {
             'bids_gsrecon.workflows.plan_svr:plan_sessions',
             'bids_gsrecon.workflows.svr:init_svr_session_wf',
             'bids_gsrecon.workflows.outputs_svr:session_results',
+            estimator='bids_gsrecon.workflows.plan_svr:estimate',
         ),
         Recon(
             'cine',
@@ -71,6 +77,7 @@ RECONS = {
             'bids_gsrecon.workflows.cine:init_cine_session_wf',
             'bids_gsrecon.workflows.outputs_cine:session_results',
             verdicts='bids_gsrecon.workflows.outputs_cine:session_verdicts',
+            estimator='bids_gsrecon.workflows.plan_cine:estimate',
             on_gpu=False,
         ),
         Recon(
@@ -80,6 +87,7 @@ RECONS = {
             'bids_gsrecon.workflows.m2asr:init_m2asr_session_wf',
             'bids_gsrecon.workflows.outputs_m2asr:session_results',
             verdicts='bids_gsrecon.workflows.outputs_m2asr:session_verdicts',
+            estimator='bids_gsrecon.workflows.plan_m2asr:estimate',
         ),
     )
 }
@@ -103,6 +111,11 @@ def session_results(name: str):
 def session_verdicts(name: str):
     """``session_verdicts(config, session)`` of a method."""
     return _function(RECONS[name].verdicts) if RECONS[name].verdicts else lambda config, session: []
+
+
+def session_estimator(name: str):
+    """``estimate(config, session)`` of a runnable method."""
+    return _function(RECONS[name].estimator)
 
 
 def _function(where: str):

@@ -12,7 +12,7 @@ from bids_gsrecon.interfaces.superres import SuperResolve
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.nodes import init_targets_wf, light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_superres import init_ds_superres_wf
-from bids_gsrecon.workflows.plan_superres import SuperresSession, SuperresTarget
+from bids_gsrecon.workflows.plan_superres import SuperresSession, SuperresTarget, estimated_memory_gb
 
 
 def init_superres_session_wf(*, config: Config, session: SuperresSession, name: str) -> LiterateWorkflow:
@@ -44,8 +44,6 @@ def init_superres_wf(
     image
         As acquired; a series is averaged.
     """
-    from bids_gsrecon.interfaces.superres_checks import needed_memory_gb
-
     workflow = LiterateWorkflow(name=name)
     light_gb = light_memory_gb(target.output_lattice.n_voxels)
     inputnode = pe.Node(niu.IdentityInterface(fields=['image']), name='inputnode')
@@ -65,7 +63,7 @@ def init_superres_wf(
         ),
         name='super_resolve',
         options=config.method.superres,
-        mem_gb=needed_memory_gb(target.shape, target.lattice, target.output_lattice),
+        mem_gb=estimated_memory_gb(target),
     )
     pictures = pe.Node(SuperresReportlets(parameters=_parameters(target)), name='pictures', mem_gb=light_gb)
     if summary:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from nipype.interfaces import utility as niu
 from nipype.pipeline import engine as pe
 
@@ -14,10 +13,7 @@ from bids_gsrecon.interfaces.svr_reportlets import SvrReportlets
 from bids_gsrecon.workflows.literate import LiterateWorkflow
 from bids_gsrecon.workflows.nodes import init_targets_wf, light_memory_gb, method_node
 from bids_gsrecon.workflows.outputs_svr import init_ds_svr_wf
-from bids_gsrecon.workflows.plan_svr import SvrSession, SvrTarget
-
-SAMPLE_STEP_MM = 5.0  # between points at which fields of view are compared
-MARGIN_MM = 15.0  # of the volume's grid around the anatomy: motion, and what a slice sees around it
+from bids_gsrecon.workflows.plan_svr import SvrSession, SvrTarget, estimated_memory_gb
 
 
 def init_svr_session_wf(*, config: Config, session: SvrSession, name: str) -> LiterateWorkflow:
@@ -131,27 +127,6 @@ def init_svr_wf(
         (pictures, ds_svr_wf, [('out_files', 'inputnode.pictures'), ('parts', 'inputnode.parts')]),
     ])  # fmt: skip
     return workflow
-
-
-def estimated_memory_gb(target: SvrTarget) -> float:
-    """Peak memory of the reconstruction, by what the headers say: the place that all stacks show, as one cube."""
-    from bids_gsrecon.interfaces.svr_checks import needed_memory_gb
-
-    volumes = []
-    for stack in target.stacks:
-        lattice = stack.lattice
-        step = np.maximum(SAMPLE_STEP_MM // lattice.voxel_sizes_mm, 1).astype(int)
-        grid = np.meshgrid(*[np.arange(0, n, k) for n, k in zip(lattice.shape, step)], indexing='ij')
-        points = lattice.to_world(np.stack(grid, -1).reshape(-1, 3))
-        inside = np.ones(len(points), bool)
-        for other in target.stacks:
-            index = other.lattice.to_index(points)
-            inside &= ((index > -0.5) & (index < np.array(other.shape) - 0.5)).all(1)
-        volumes.append(inside.mean() * math.prod(lattice.shape) * float(np.prod(lattice.voxel_sizes_mm)))
-    common_mm3 = max(volumes)
-    pixels = sum(common_mm3 / np.prod(stack.lattice.voxel_sizes_mm) for stack in target.stacks)
-    voxels = ((np.cbrt(common_mm3) + 2 * MARGIN_MM) / target.output_mm) ** 3
-    return needed_memory_gb(int(pixels), int(voxels))
 
 
 def _parameters(config: Config, target: SvrTarget) -> dict:

@@ -23,11 +23,15 @@ SUBCOMMANDS = {
     'cine': 'bids_gsrecon.cli.direct_cine',
     'm2asr': 'bids_gsrecon.cli.direct_m2asr',
     'sample': 'bids_gsrecon.cli.direct_sample',
+    'slurm': 'bids_gsrecon.cli.direct_slurm',
     'simulate': 'bids_gsrecon.cli.direct_simulate',
     'evaluate': 'bids_gsrecon.cli.direct_evaluate',
     'demo': 'bids_gsrecon.cli.direct_demo',
     'fetch-templates': 'bids_gsrecon.cli.direct_fetch_templates',
 }
+
+# What follows -- is not theirs, but of the program that they prepare.
+PASSES_ON = ('slurm',)
 
 EXIT_OK, EXIT_FAILED, EXIT_ARGUMENTS = 0, 1, 2
 
@@ -89,7 +93,13 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv=None) -> int:
     """Entry point; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    passed_on = []
+    if argv and argv[0] in PASSES_ON and '--' in argv:
+        place = argv.index('--')
+        argv, passed_on = argv[:place], argv[place + 1 :]
     args = get_parser().parse_args(argv)
+    args.passed_on = passed_on
     verbose = getattr(args, 'verbose', False)
     _limit_threads(getattr(args, 'threads', None))
     try:
