@@ -224,7 +224,11 @@ def _app_settings(
     given = build_parser().parse_args(command)
     execution, method = config.execution, config.method
     named = [*execution.derivatives.values(), execution.bids_filter_file, given.config_file, given.use_plugin]
-    named += [method.svr_template, method.brain_template if method.brain_template != 'auto' else '']
+    named += [
+        method.m2asr_weights,
+        method.svr_template,
+        method.brain_template if method.brain_template != 'auto' else '',
+    ]
     paths = {str(Path(path).absolute()): False for path in named if path}
     if execution.bids_database_dir:
         paths[execution.bids_database_dir] = True

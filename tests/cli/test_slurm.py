@@ -11,8 +11,10 @@ import pytest
 from bids_gsrecon.cli.direct import main
 from bids_gsrecon.cli.outcome import FAILED, OK, Outcome, write_status
 from bids_gsrecon.config import Config, Execution
-from tests.bids_datasets import healthy, write_thick
+from bids_gsrecon.interfaces.m2asr_files import save_weights
+from tests.bids_datasets import affine, anat, brain, healthy, write_image, write_thick
 from tests.helpers import require_program
+from tests.m2asr_fakes import fake_model
 
 
 @pytest.fixture
@@ -138,6 +140,19 @@ def test_a_container_sees_every_path_that_is_named(dataset, tmp_path, task, monk
     monkeypatch.setenv('APPTAINER_CONTAINER', '/apps/this.sif')
     assert slurm('bids', 'out') == 0
     assert '/apps/this.sif' in task(1), 'started in a container, the tasks run in it too'
+
+
+def test_trained_weights_are_seen_too(dataset, tmp_path, task):
+    save_weights(tmp_path / 'net.h5', fake_model())
+    folder, stem = anat(dataset, '01', None)
+    coarse = (8.0, 8.0, 8.0)
+    write_image(folder / f'{stem}_acq-coarse_T2w.nii.gz', brain((10, 10, 10), coarse, -1.0), affine(coarse))
+    (tmp_path / 'app.sif').touch()
+    options = ['--participant-label', '01', '--recon', 'm2asr', '--weights', 'net.h5']
+    assert slurm('bids', 'out', '--image', 'app.sif', '--', *options) == 0
+    called = task(1)
+    assert called[called.index('--weights') + 1] == f'{tmp_path}/net.h5'
+    assert any(f'{tmp_path}/net.h5:{tmp_path}/net.h5:ro' in word for word in called)
 
 
 def test_a_gpu_is_asked_for_where_there_is_none_here(dataset, tmp_path, task):
