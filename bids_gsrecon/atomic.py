@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bids_gsrecon.errors import InputError
 
 
-def write_atomically(path, write) -> None:
-    """Call ``write(temporary_path)`` in the folder of ``path``, then rename: never a half-written file.
+@contextmanager
+def appearing(path) -> Iterator[str]:
+    """A temporary path beside ``path``, renamed to it when the block ends without an error: never a half-written file.
 
     Raises
     ------
@@ -24,16 +27,28 @@ def write_atomically(path, write) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix=suffix, dir=path.parent)
         os.close(handle)
-        write(temporary)
+        yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f'{path} cannot be written ({error.strerror}): free space or choose a writable folder.'
+            f'{path} cannot be written ({error.strerror or error}): free space or choose a writable folder.'
         ) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def write_atomically(path, write) -> None:
+    """Call ``write(temporary_path)``; see `appearing`.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written, or the disk is full.
+    """
+    with appearing(path) as temporary:
+        write(temporary)
 
 
 def _umask() -> int:

@@ -27,9 +27,10 @@ def about(path) -> Iterator[None]:
 
 @contextmanager
 def named(path) -> Iterator[None]:
-    """`InputError` of a function that knows no files gets the name of the one that it was given."""
+    """As `about`; `InputError` of a function that knows no files gets the name of the one that it was given too."""
     try:
-        yield
+        with about(path):
+            yield
     except InputError as error:
         if str(path) in str(error):
             raise

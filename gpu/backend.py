@@ -123,7 +123,7 @@ def check_amplitudes(amplitudes, n: int, grad_sums=None, shape=None) -> None:
 
 
 def check_splat2d(parameters, shape, planes=None) -> tuple[int, int]:
-    """Raise ValueError unless parameters are usable (T, M, 7) and planes (T, 2, nx, ny); the shape as two ints."""
+    """Raise ValueError unless parameters are (T, M, 7) and planes (T, 2, nx, ny); the shape as two ints."""
     if parameters.ndim != 3 or parameters.shape[2] != 7:
         raise ValueError(f'parameters must be (T, M, 7), not {tuple(parameters.shape)}')
     shape = tuple(int(n) for n in shape)
@@ -133,9 +133,13 @@ def check_splat2d(parameters, shape, planes=None) -> tuple[int, int]:
         raise ValueError(
             f'planes must be {(parameters.shape[0], 2, *shape)} (T, 2, nx, ny), not {tuple(planes.shape)}'
         )
+    return shape
+
+
+def check_usable2d(parameters) -> None:
+    """Raise ValueError unless all 2D Gaussians (T, M, 7) are finite and have positive widths."""
     if not bool(torch.isfinite(parameters).all() & (parameters[..., [2, 4]] > 0).all()):
         raise ValueError('a Gaussian is not finite or one of its widths (l11, l22) is not positive')
-    return shape
 
 
 def available_backends() -> tuple[str, ...]:

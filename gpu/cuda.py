@@ -26,6 +26,7 @@ from bids_gsrecon.gpu.backend import (
     check_amplitudes,
     check_geometry,
     check_splat2d,
+    check_usable2d,
 )
 
 # As in csrc (gaussian.cuh, prepare.cu).
@@ -265,6 +266,7 @@ class CudaBackend(PlannedBackend):
     def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """Frames float32, on the device of the parameters."""
         nx, ny = check_splat2d(parameters, shape)
+        check_usable2d(parameters)
         kernels, (n_frames, n, _) = self._kernels_for(parameters), parameters.shape
         with _memory_in_words(f'{n_frames} frames of {nx} x {ny} pixels'):
             own = kernels.moved(parameters).float()
@@ -275,6 +277,7 @@ class CudaBackend(PlannedBackend):
     def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """The gradient, computed in float32, in the dtype and on the device of the parameters."""
         nx, ny = check_splat2d(parameters, planes.shape[2:], planes)
+        check_usable2d(parameters)
         kernels, (n_frames, n, _) = self._kernels_for(parameters), parameters.shape
         with _memory_in_words(f'gradients of {n_frames} frames of {nx} x {ny} pixels'):
             own, given = kernels.moved(parameters).float(), kernels.moved(planes).float()

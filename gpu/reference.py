@@ -17,6 +17,7 @@ from bids_gsrecon.gpu.backend import (
     check_amplitudes,
     check_geometry,
     check_splat2d,
+    check_usable2d,
 )
 
 # Pairs (Gaussian, voxel) evaluated at once: bounds the memory to some hundred MB in float64.
@@ -113,12 +114,14 @@ class ReferenceBackend(PlannedBackend):
     def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """Every pixel against every Gaussian."""
         shape = check_splat2d(parameters, shape)
+        check_usable2d(parameters)
         with torch.no_grad():
             return reference_splat2d(parameters, shape, cutoff)
 
     def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """By autograd."""
         shape = check_splat2d(parameters, planes.shape[2:], planes)
+        check_usable2d(parameters)
         with torch.enable_grad():
             leaf = parameters.detach().clone().requires_grad_()
             frames = reference_splat2d(leaf, shape, cutoff)

@@ -163,13 +163,13 @@ def _apply(args: argparse.Namespace) -> str:
 
     from bids_gsrecon.cli.m2asr_files import read_application, write_application
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.errors import about, named
+    from bids_gsrecon.errors import named
 
     started = time.monotonic()
     inputs = read_application(args)
     from bids_gsrecon.interfaces.m2asr_outputs import apply_network
 
-    with ProgressBar() as progress, about(args.target), named(args.target):
+    with ProgressBar() as progress, named(args.target):
         made = apply_network(
             inputs.model,
             args.weights,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from bids_gsrecon.atomic import appearing
 from bids_gsrecon.errors import InputError
 
 
@@ -20,20 +18,9 @@ def written(path, format: str, version: int, metadata: dict | None = None, **att
     """
     import h5py
 
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix='.tmp-', suffix='.h5', dir=path.parent)
-    os.close(handle)
-    try:
-        with h5py.File(temporary, 'w', track_order=True) as file:
-            file.attrs.update(
-                format=format, version=version, metadata=json.dumps(metadata or {}), **attributes
-            )
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with appearing(path) as temporary, h5py.File(temporary, 'w', track_order=True) as file:
+        file.attrs.update(format=format, version=version, metadata=json.dumps(metadata or {}), **attributes)
+        yield file
 
 
 @contextmanager

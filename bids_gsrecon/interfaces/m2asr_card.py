@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bids_gsrecon.interfaces.io import save_json, write_atomically
+from bids_gsrecon.atomic import write_atomically
+from bids_gsrecon.interfaces.io import save_json
 
 BEWARE = """\
 - It adds detail that is likely, not detail that was measured. Small lesions that the reference does not show may come

@@ -7,15 +7,17 @@ import json
 import pickle
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.fields.hdf5 import opened, written
-from bids_gsrecon.interfaces.io import write_atomically
 from bids_gsrecon.recon.m2asr.config import NetworkConfig
 from bids_gsrecon.recon.m2asr.types import CARD_FORMAT, Model
 
@@ -51,17 +53,8 @@ def load_weights(path) -> Model:
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'{path} does not exist: check the path of the weights; {HOW_TO_GET_WEIGHTS}.')
     state: dict[str, torch.Tensor] = {}
-    with opened(
-        path, WEIGHTS, VERSION, what='file of m2asr weights', example='file that a training wrote'
-    ) as (
-        file,
-        metadata,
-    ):
-        config, card = _described(path, metadata)
+    with _weights(path) as (file, config, card):
         for name, values in file['state'].items():
             state[name] = torch.from_numpy(np.asarray(values[()]))
     _check_state(path, config, state)
@@ -76,16 +69,18 @@ def read_card(path) -> dict:
     InputError
         As `load_weights`, as far as it is read.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _weights(path) as (_, _, card):
+        return card
+
+
+@contextmanager
+def _weights(path) -> Iterator[tuple]:
+    """The open file, the network that it names, and its card."""
+    if not Path(path).is_file():
         raise InputError(f'{path} does not exist: check the path of the weights; {HOW_TO_GET_WEIGHTS}.')
-    with opened(
-        path, WEIGHTS, VERSION, what='file of m2asr weights', example='file that a training wrote'
-    ) as (
-        _,
-        metadata,
-    ):
-        return _described(path, metadata)[1]
+    kind = {'what': 'file of m2asr weights', 'example': 'file that a training wrote'}
+    with opened(path, WEIGHTS, VERSION, **kind) as (file, metadata):
+        yield file, *_described(path, metadata)
 
 
 def _described(path, metadata: dict) -> tuple[NetworkConfig, dict]:

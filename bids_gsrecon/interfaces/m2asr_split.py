@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from bids_gsrecon.atomic import write_atomically
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.io import write_atomically
 
 TRAINING, VALIDATION = 'training', 'validation'
 HELD_OUT = 0.15
