@@ -38,12 +38,34 @@ class Plan(Protocol):
     """Gaussians of fixed geometry made ready for one lattice (culled, sorted, packed)."""
 
     shape: tuple[int, int, int]
+    n_gaussians: int
 
     def forward(self, amplitudes: torch.Tensor) -> torch.Tensor:
         """Sums (1 + C, nx, ny, nz) for amplitudes (N, C)."""
 
     def backward(self, amplitudes: torch.Tensor, grad_sums: torch.Tensor) -> Gradients:
         """Gradient of ``(grad_sums * sums).sum()``."""
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """``sum_i values_i w_i(x)``, (nx, ny, nz), for values (N,): `forward` without the sum of the weights."""
+
+    def gather(self, image: torch.Tensor) -> torch.Tensor:
+        """``sum_x image(x) w_i(x)``, (N,), for an image (nx, ny, nz): the transpose of `scatter`."""
+
+
+class PlannedProducts:
+    """`scatter` and `gather` of a plan by its `forward` and `backward`: right, not fast."""
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """``sum_i values_i w_i(x)``, (nx, ny, nz)."""
+        check_values(values, self.n_gaussians)
+        return self.forward(values[:, None])[1]
+
+    def gather(self, image: torch.Tensor) -> torch.Tensor:
+        """``sum_x image(x) w_i(x)``, (N,): the gradient in the log weights of what they weigh."""
+        check_image(image, self.shape)
+        none = torch.empty((self.n_gaussians, 0), device=image.device)
+        return self.backward(none, image[None]).log_weights
 
 
 @runtime_checkable
@@ -120,6 +142,18 @@ def check_amplitudes(amplitudes, n: int, grad_sums=None, shape=None) -> None:
         raise ValueError(
             f'grad_sums must be {(1 + amplitudes.shape[1], *shape)}, not {tuple(grad_sums.shape)}'
         )
+
+
+def check_values(values, n: int) -> None:
+    """Raise ValueError unless values are (n,)."""
+    if tuple(values.shape) != (n,):
+        raise ValueError(f'values must be ({n},), not {tuple(values.shape)}')
+
+
+def check_image(image, shape) -> None:
+    """Raise ValueError unless the image has the lattice's shape."""
+    if tuple(image.shape) != tuple(shape):
+        raise ValueError(f'the image must be {tuple(shape)}, not {tuple(image.shape)}')
 
 
 def check_splat2d(parameters, shape, planes=None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numba import get_num_threads, njit, prange
 
-from bids_gsrecon.gpu import _backward, _forward, splat2d
+from bids_gsrecon.gpu import _backward, _forward, _linear, splat2d
 from bids_gsrecon.gpu._records import make_records
 from bids_gsrecon.gpu._simd import prefetch
 from bids_gsrecon.gpu._volume import PaddedVolume, copy_rows, padded_view
@@ -16,7 +16,9 @@ from bids_gsrecon.gpu.backend import (
     PlannedBackend,
     check_amplitudes,
     check_geometry,
+    check_image,
     check_splat2d,
+    check_values,
 )
 from bids_gsrecon.gpu.threads import thread_limit
 
@@ -35,6 +37,15 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     return tensor.contiguous().numpy()
+
+
+def _padded(sums: torch.Tensor) -> PaddedVolume:
+    """(channels, nx, ny, nz) as the kernels want it; a copy unless they made it."""
+    volume = padded_view(sums)
+    if volume is None:
+        volume = PaddedVolume(sums.shape[1:], len(sums), zero=False)
+        copy_rows(sums.detach().permute(3, 2, 0, 1).float().numpy(), volume.flat, volume.layout)
+    return volume
 
 
 def _scatter(records, amplitudes, cutoff, shape, n_channels) -> PaddedVolume:
@@ -58,6 +69,7 @@ class CpuPlan:
 
     def __init__(self, means, covariances, log_weights, shape, cutoff, n_threads):
         self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
+        self.n_gaussians = len(means)
         self._dtypes = (means.dtype, covariances.dtype, log_weights.dtype)
         self._cutoff = float(cutoff)
         self._n_threads = n_threads
@@ -93,11 +105,7 @@ class CpuPlan:
         n_channels = amplitudes.shape[1]
         grads = [np.zeros(s, np.float32) for s in ((n, 3), (n, 6), (n,), (n, n_channels))]
         with thread_limit(self._n_threads):
-            volume = padded_view(grad_sums)
-            if volume is None:
-                volume = PaddedVolume(self.shape, 1 + n_channels, zero=False)
-                source = grad_sums.detach().permute(3, 2, 0, 1)
-                copy_rows(source.float().numpy(), volume.flat, volume.layout)
+            volume = _padded(grad_sums)
             _backward.gather(
                 r.narrow, r.narrow.view(np.int32), r.wide, self._sorted_amplitudes(amplitudes),
                 self._cutoff, volume.flat, volume.layout, self.shape, r.schedule.order,
@@ -105,6 +113,32 @@ class CpuPlan:
             )  # fmt: skip
         dtypes = (*self._dtypes, amplitudes.dtype)
         return Gradients(*(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, dtypes)))
+
+    def scatter(self, values: torch.Tensor) -> torch.Tensor:
+        """``sum_i values_i w_i(x)``, (nx, ny, nz) float32, x fastest in memory."""
+        check_values(values, self.n_gaussians)
+        r = self._records
+        with thread_limit(self._n_threads):
+            volume = PaddedVolume(self.shape, 1, zero=True)
+            _linear.scatter(
+                r.narrow, r.narrow.view(np.int32), r.wide, _array(values.float()), r.schedule.order,
+                self._cutoff, volume.flat, volume.layout, self.shape[0], r.schedule.tasks, r.schedule.rounds,
+                get_num_threads(),
+            )  # fmt: skip
+        return torch.from_numpy(volume.as_public()[0])
+
+    def gather(self, image: torch.Tensor) -> torch.Tensor:
+        """``sum_x image(x) w_i(x)``, (N,) float32."""
+        check_image(image, self.shape)
+        r = self._records
+        out = np.zeros(self.n_gaussians, np.float32)
+        with thread_limit(self._n_threads):
+            volume = _padded(image[None])
+            _linear.gather(
+                r.narrow, r.narrow.view(np.int32), r.wide, self._cutoff, volume.flat, volume.layout,
+                self.shape, r.schedule.order, out, get_num_threads(),
+            )  # fmt: skip
+        return torch.from_numpy(out)
 
 
 class CpuBackend(PlannedBackend):

@@ -23,6 +23,7 @@ from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,
     PlannedBackend,
+    PlannedProducts,
     check_amplitudes,
     check_geometry,
     check_splat2d,
@@ -90,11 +91,12 @@ class _Kernels:
         return tensor.to(self.device).contiguous()
 
 
-class CudaPlan:
+class CudaPlan(PlannedProducts):
     """Sorted and packed Gaussians on the device; see `bids_gsrecon.gpu.backend.Plan`."""
 
     def __init__(self, kernels: _Kernels, means, covariances, log_weights, shape, cutoff):
         self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
+        self.n_gaussians = len(means)
         self._n_keys = count_cells(self.shape)
         if max(self.shape) > _MAX_SIDE:
             raise ValueError(f'a lattice may have {_MAX_SIDE} voxels along an axis at most, not {self.shape}')

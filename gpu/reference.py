@@ -14,6 +14,7 @@ from bids_gsrecon.gpu.backend import (
     DEFAULT_CUTOFF,
     Gradients,
     PlannedBackend,
+    PlannedProducts,
     check_amplitudes,
     check_geometry,
     check_splat2d,
@@ -68,11 +69,12 @@ def reference_splat2d(parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
     return torch.stack([(w * re).sum(1), (w * im).sum(1)], 1)
 
 
-class ReferencePlan:
+class ReferencePlan(PlannedProducts):
     """Keeps the inputs; see `bids_gsrecon.gpu.backend.Plan`."""
 
     def __init__(self, means, covariances, log_weights, shape, cutoff):
         self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
+        self.n_gaussians = len(means)
         finite = all(bool(torch.isfinite(t).all()) for t in (means, covariances, log_weights))
         if not finite or not bool((torch.linalg.cholesky_ex(symmetric_matrices(covariances))[1] == 0).all()):
             raise ValueError('a Gaussian is not finite or its covariance is not positive definite')

@@ -59,7 +59,38 @@ def check(backend, field, shape, cutoff=3.0, tolerance=TOLERANCE):
         assert value.shape == truth.shape, name
         assert torch.isfinite(value).all(), name
         assert fields.rms_error(value, truth) < tolerance, name
+    check_products(backend, field, shape, cutoff, tolerance)
     return sums
+
+
+def check_products(backend, field, shape, cutoff, tolerance):
+    """One number per Gaussian there and back, against float64."""
+    generator = torch.Generator().manual_seed(2)
+    values, image = torch.randn(len(field[0]), generator=generator), torch.randn(shape, generator=generator)
+    plan = backend.plan(*field[:3], shape, cutoff)
+    weighted = (*fields.as_double(field)[:3], values[:, None].double())
+    truth = reference_sums(*weighted, shape, cutoff)[1] if len(values) else torch.zeros(shape).double()
+    scattered = plan.scatter(values)
+    assert scattered.shape == truth.shape
+    assert fields.relative_error(scattered, truth) < tolerance
+    log_weights = weighted[2].requires_grad_()
+    (collected,) = (
+        torch.autograd.grad(
+            (reference_sums(*weighted[:2], log_weights, weighted[3], shape, cutoff)[0] * image).sum(),
+            log_weights,
+        )
+        if len(values)
+        else (values,)
+    )
+    gathered = plan.gather(image)
+    assert gathered.shape == collected.shape
+    assert fields.rms_error(gathered, collected) < tolerance
+    there, back = (
+        torch.vdot(scattered.double().ravel(), image.double().ravel()),
+        values.double() @ gathered.double(),
+    )
+    size = scattered.double().norm() * image.double().norm()
+    assert abs(there - back) < tolerance * max(float(size), 1e-30)
 
 
 @pytest.mark.parametrize('n_channels', [0, 1, 2, 5])

@@ -118,15 +118,26 @@ def _spread(image, weights, half, out):
     nz, ny, nx = image.shape
     for z in prange(1, nz - 1):
         for y in range(1, ny - 1):
+            own, w, source = out[z, y], weights[0, z, y], image[z, y]
             for x in range(1, nx - 1):
-                out[z, y, x] = weights[0, z, y, x] * image[z, y, x]
+                own[x] = w[x] * source[x]
             for k in range(len(half)):
                 a, b, c = half[k, 0], half[k, 1], half[k, 2]
-                for x in range(1, nx - 1):
-                    out[z, y, x] += (
-                        weights[k + 1, z - c, y - b, x - a] * image[z - c, y - b, x - a]
-                        + weights[k + 1, z + c, y + b, x + a] * image[z + c, y + b, x + a]
-                    )
+                _add_products(
+                    own, weights[k + 1, z - c, y - b], image[z - c, y - b],
+                    weights[k + 1, z + c, y + b], image[z + c, y + b], a,
+                )  # fmt: skip
+
+
+@njit(inline='always')
+def _add_products(own, w_before, before, w_after, after, a):
+    """Rows that begin at zero, which is what vectorises."""
+    n = len(own) - 2
+    target = own[1:]
+    w_before, before = w_before[1 - a :], before[1 - a :]
+    w_after, after = w_after[1 + a :], after[1 + a :]
+    for x in range(n):
+        target[x] += w_before[x] * before[x] + w_after[x] * after[x]
 
 
 @njit(parallel=True, cache=True)
@@ -134,11 +145,18 @@ def _collect(image, weights, half, out):
     nz, ny, nx = image.shape
     for z in prange(1, nz - 1):
         for y in range(1, ny - 1):
+            own, w, source = out[z, y], weights[0, z, y], image[z, y]
             for x in range(1, nx - 1):
-                out[z, y, x] = weights[0, z, y, x] * image[z, y, x]
+                own[x] = w[x] * source[x]
             for k in range(len(half)):
                 a, b, c = half[k, 0], half[k, 1], half[k, 2]
-                for x in range(1, nx - 1):
-                    out[z, y, x] += weights[k + 1, z, y, x] * (
-                        image[z - c, y - b, x - a] + image[z + c, y + b, x + a]
-                    )
+                _add_sums(own, weights[k + 1, z, y], image[z - c, y - b], image[z + c, y + b], a)
+
+
+@njit(inline='always')
+def _add_sums(own, w, before, after, a):
+    n = len(own) - 2
+    target, w = own[1:], w[1:]
+    before, after = before[1 - a :], after[1 + a :]
+    for x in range(n):
+        target[x] += w[x] * (before[x] + after[x])

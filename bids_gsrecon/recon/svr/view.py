@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numba import njit, prange
@@ -25,12 +26,14 @@ CUTOFF = 3.0
 _SIX = [0, 1, 2, 4, 5, 8]
 
 
+@cache
 def unit_mass(cutoff: float) -> float:
     """Integral of ``(exp(-q / 2) - exp(-R^2 / 2))_+`` for unit covariance."""
     gaussian = (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 3))
     return gaussian - math.exp(-0.5 * cutoff**2) * 4.0 / 3.0 * math.pi * cutoff**3
 
 
+@cache
 def variance_ratio(cutoff: float) -> float:
     """Variance of the cut Gaussian over that of the whole one; pixels are widened by the inverse."""
     gaussian = 3 * (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 5))
@@ -38,6 +41,7 @@ def variance_ratio(cutoff: float) -> float:
     return (gaussian - level) / 3.0 / unit_mass(cutoff)
 
 
+@cache
 def mean_square(cutoff: float) -> float:
     """Integral of the square of the cut Gaussian of unit covariance and unit mass."""
     level = math.exp(-0.5 * cutoff**2)
@@ -102,14 +106,15 @@ class View:
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """(N,) float32 values of the pixels."""
-        return self._gather(image).log_weights.numpy()
+        import torch
+
+        return self._plan.gather(torch.from_numpy(np.asarray(image, np.float32))).numpy()
 
     def adjoint(self, values: np.ndarray) -> np.ndarray:
         """The transpose of `forward`: (nx, ny, nz) float32."""
         import torch
 
-        column = torch.from_numpy(np.ascontiguousarray(values, np.float32))[:, None]
-        return self._plan.forward(column)[1].numpy()
+        return self._plan.scatter(torch.from_numpy(np.ascontiguousarray(values, np.float32))).numpy()
 
     def diagonal(self, weights: np.ndarray) -> np.ndarray:
         """Diagonal of ``A^T diag(weights) A``, the weights of a pixel taken as alike."""
@@ -120,7 +125,11 @@ class View:
 
         The motion turns the volume's world about the centre and shifts it; the point spread turns too.
         """
-        gradients = self._gather(image)
+        import torch
+
+        # The gradient of ``sum_i sum_x image(x) w_i(x)``; that in the log weights is the value itself.
+        none = torch.empty((len(self.placed_mm), 0))
+        gradients = self._plan.backward(none, torch.from_numpy(np.asarray(image, np.float32))[None])
         inverse = np.ascontiguousarray(self.lattice.world_to_voxel[:3, :3])
         out = np.empty((len(self.placed_mm), 6), np.float32)
         _motion_jacobian(
@@ -128,13 +137,6 @@ class View:
             self.pixels.slice_of, self.placed_mm, frame.centre_mm, frame.arm_mm, out,
         )  # fmt: skip
         return gradients.log_weights.numpy(), out
-
-    def _gather(self, image):
-        """The gradient of ``sum_i sum_x image(x) w_i(x)``; that in the log weights is the value itself."""
-        import torch
-
-        none = torch.empty((len(self.placed_mm), 0))
-        return self._plan.backward(none, torch.from_numpy(np.asarray(image, np.float32))[None])
 
     def _turns(self, inverse) -> np.ndarray:
         """(M, 3, 6): what a turn of the point spread does, from the gradient in the covariance (index space).
