@@ -19,6 +19,9 @@ import numpy as np
 from numba import njit, prange
 
 BRICK_SIDES = (16, 32)
+# A lattice that has few bricks of 16 gets bricks of 8 too: one brick of each colour keeps one thread busy.
+SMALL_SIDE = 8
+_FEW_BRICKS = 64
 CELL_SIDE = 8
 _SORT_CHUNKS = 8
 _N_SLABS = 32
@@ -109,11 +112,18 @@ def _slabs(shape) -> np.ndarray:
     )
 
 
+def brick_sides(shape: tuple[int, int, int]) -> np.ndarray:
+    """Of the size classes of a lattice; the same whatever the number of threads."""
+    side = BRICK_SIDES[0]
+    few = -(-shape[1] // side) * -(-shape[2] // side) < _FEW_BRICKS
+    return np.array((SMALL_SIDE, *BRICK_SIDES) if few else BRICK_SIDES, np.int64)
+
+
 def make_schedule(box: np.ndarray, shape: tuple[int, int, int], cell_side: int = CELL_SIDE) -> Schedule:
     """Sort boxes (N, 6) int32 on a lattice of that shape; cells only order what a brick holds."""
     nx, ny, nz = shape
     cells_x = nx // cell_side + 1
-    sides = np.array(BRICK_SIDES, np.int64)
+    sides = brick_sides(shape)
     bricks_y, bricks_z = -(-ny // sides), -(-nz // sides)
     per_brick = cells_x * (sides // cell_side) ** 2
     offsets = np.concatenate([[0], np.cumsum(bricks_y * bricks_z * per_brick)])

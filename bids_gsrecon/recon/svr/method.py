@@ -175,7 +175,7 @@ class _Reconstruction:
         for number in range(SLICE_ROUNDS):
             self.report('aligning slices', number, SLICE_ROUNDS)
             view = View.make(pixels, lattice, self.poses, self.backend)
-            image = solve_volume(view, np.ones(len(pixels.values)), ones, image, n_iterations=10, n_rounds=1)
+            image = solve_volume(view, np.ones(len(pixels.values)), ones, image, n_iterations=6, n_rounds=1)
             pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
             problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
@@ -217,7 +217,7 @@ class _Reconstruction:
             pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
             image, self.poses = joint_step(
                 view, image, gains, weights, self.frame,
-                smoothness=NOISE_SMOOTHNESS * noise, prior=pull, n_iterations=12,
+                smoothness=NOISE_SMOOTHNESS * noise, prior=pull, n_iterations=8,
             )  # fmt: skip
             if number in PLACE_SMALL:
                 self._place_small(view, image, gains, before)
@@ -231,7 +231,7 @@ class _Reconstruction:
         if self.options.anisotropic:
             view = View.make(pixels, lattice, self.poses, self.backend, grid_sigma=NARROW_SIGMA)
             seen = ShapedView(view, Shapes.of(image))
-        image = solve_volume(seen, weights, gains, image, smoothness=smoothness, n_iterations=10)
+        image = solve_volume(seen, weights, gains, image, smoothness=smoothness, n_iterations=6)
         if self.options.self_similarity:
             image = self_similar(seen, weights, gains, image, self.report)
         if self.options.anisotropic:

@@ -182,7 +182,7 @@ def self_similar(view: View, weights, gains, image: np.ndarray, progress=None) -
         guess = nonlocal_means(_contiguous(image), _contiguous((SIMILARITY * deviation) ** -2)).T
         image = solve_volume(
             view, weights, gains, image, smoothness=WITH_SIMILARITY * noise, guess=guess,
-            pull=SIMILARITY_PULL * noise, n_iterations=10, n_rounds=1,
+            pull=SIMILARITY_PULL * noise, n_iterations=6, n_rounds=1,
         )  # fmt: skip
     return image
 
