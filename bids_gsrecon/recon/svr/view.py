@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 from numba import njit, prange
-from scipy import stats
+from scipy import special
 
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.recon.svr.motion import Frame
@@ -26,17 +26,21 @@ CUTOFF = 3.0
 _SIX = [0, 1, 2, 4, 5, 8]
 
 
+def _chi2_cdf(x: float, n_dimensions: int) -> float:
+    return float(special.gammainc(0.5 * n_dimensions, 0.5 * x))
+
+
 @cache
 def unit_mass(cutoff: float) -> float:
     """Integral of ``(exp(-q / 2) - exp(-R^2 / 2))_+`` for unit covariance."""
-    gaussian = (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 3))
+    gaussian = (2 * math.pi) ** 1.5 * _chi2_cdf(cutoff**2, 3)
     return gaussian - math.exp(-0.5 * cutoff**2) * 4.0 / 3.0 * math.pi * cutoff**3
 
 
 @cache
 def variance_ratio(cutoff: float) -> float:
     """Variance of the cut Gaussian over that of the whole one; pixels are widened by the inverse."""
-    gaussian = 3 * (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 5))
+    gaussian = 3 * (2 * math.pi) ** 1.5 * _chi2_cdf(cutoff**2, 5)
     level = math.exp(-0.5 * cutoff**2) * 4.0 / 5.0 * math.pi * cutoff**5
     return (gaussian - level) / 3.0 / unit_mass(cutoff)
 
@@ -45,8 +49,8 @@ def variance_ratio(cutoff: float) -> float:
 def mean_square(cutoff: float) -> float:
     """Integral of the square of the cut Gaussian of unit covariance and unit mass."""
     level = math.exp(-0.5 * cutoff**2)
-    squared = math.pi**1.5 * float(stats.chi2.cdf(2 * cutoff**2, 3))
-    crossed = 2 * level * (2 * math.pi) ** 1.5 * float(stats.chi2.cdf(cutoff**2, 3))
+    squared = math.pi**1.5 * _chi2_cdf(2 * cutoff**2, 3)
+    crossed = 2 * level * (2 * math.pi) ** 1.5 * _chi2_cdf(cutoff**2, 3)
     total = squared - crossed + level**2 * 4.0 / 3.0 * math.pi * cutoff**3
     return total / unit_mass(cutoff) ** 2
 
