@@ -70,7 +70,7 @@ ROWS = {
     'no-frequency': ('the same, no frequency branch', {**MODULES, 'frequency': False}, {}, 0.0),
     'no-top-t': ('the same, no Top-T', {**MODULES, 'top_t': 'none'}, {}, 0.0),
     'spatial-top-t': ('the same, spatial Top-T', {**MODULES, 'top_t': 'spatial'}, {}, 0.0),
-    'synthetic': ('tiny, 15 % made up from labels', {}, {}, 0.15),
+    'synthetic': ('tiny, 15 % made up from labels, half weight', {}, {}, 0.15),
 }
 
 
@@ -161,7 +161,7 @@ def tested(network, test: Test, zero, *, inverted: bool = False):
         reference = np.where(test.mask, reference[test.mask].max() - reference, 0).astype(np.float32)
     plain, consistent = [], []
     for case, base in zip(test.cases, zero):
-        image = sharpen(
+        image, _ = sharpen(
             network,
             case.coarse,
             case.coarse_lattice,
