@@ -173,6 +173,8 @@ def train_and_write(
             with about(files.checkpoint):
                 raise
     if not is_main_process():
+        if store is not None and not store.waits:  # first of another machine, perhaps with a disk of its own
+            store.remove()
         return model
     relations = [relation_of(pairs[n]) for n in range(len(pairs))]
     if relations := [value for value in relations if math.isfinite(value)]:

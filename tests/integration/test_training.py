@@ -142,6 +142,25 @@ def test_killed_in_its_middle_it_is_said_and_goes_on(case, number, said):
     case.check_again(name)
 
 
+def test_killed_while_pairs_are_made_it_names_the_step(case):
+    (case.root / 'pairs').mkdir()  # nothing is made beforehand
+    process = case.start('pairs')
+    deadline = time.monotonic() + TIMEOUT_S
+    while not list((case.root / 'pairs').glob('out/logs/*/steps.json')):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children()
+    next(p for p in children if 'spawn_main' in ' '.join(p.cmdline())).kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'the process of bids_gsrecon_wf.sub_01_wf' in err and 'most likely out of memory' in err
+    assert out.count('bids_gsrecon: FAILED: nothing was trained (its process got SIGKILL)') == 1
+    assert [path.name for path in case.root.glob('pairs/out/logs/*/*/crash-*.txt')] != []
+    states = {label: one['status'] for label, one in case.status('pairs')['participants'].items()}
+    assert states == {'01': 'failed', '02': 'failed'}
+    case.check_again('pairs')
+
+
 def test_all_end_with_the_first_process_and_the_next_run_goes_on(case):
     process, engine = case.at_training('first')
     process.kill()
