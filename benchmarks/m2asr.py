@@ -5,6 +5,7 @@
   m2asr.py --data DIR --rows cnn tiny --minutes 10       the two that matter
   m2asr.py --data DIR --rows no-spmf no-frequency --minutes 2
   m2asr.py --speed                                       forward pass of `tiny` at 256 x 256, memory, renderer
+  m2asr.py --step paper --batch 1 --side 128             one training step: time and memory
 
 Trained on sub-m06 alone (slices across all three axes: its voxels are isotropic), tested on axial slices of sub-m12,
 every --every th. Coarse slices are magnitude images of centrally cropped k-space, on their true grid; k-space of a whole
@@ -70,7 +71,7 @@ ROWS = {
     'no-frequency': ('the same, no frequency branch', {**MODULES, 'frequency': False}, {}, 0.0),
     'no-top-t': ('the same, no Top-T', {**MODULES, 'top_t': 'none'}, {}, 0.0),
     'spatial-top-t': ('the same, spatial Top-T', {**MODULES, 'top_t': 'spatial'}, {}, 0.0),
-    'synthetic': ('tiny, 15 % made up from labels', {}, {}, 0.15),
+    'synthetic': ('tiny, 15 % made up from labels, half weight', {}, {}, 0.15),
 }
 
 
@@ -161,7 +162,7 @@ def tested(network, test: Test, zero, *, inverted: bool = False):
         reference = np.where(test.mask, reference[test.mask].max() - reference, 0).astype(np.float32)
     plain, consistent = [], []
     for case, base in zip(test.cases, zero):
-        image = sharpen(
+        image, _ = sharpen(
             network,
             case.coarse,
             case.coarse_lattice,
@@ -245,6 +246,43 @@ def run_speed(args) -> None:
             )
 
 
+@dataclass
+class Noise:
+    """In the place of a `Sampler`: images of noise, whole slices or pieces of them."""
+
+    batch: int
+    side: int
+    subjects: tuple = ()
+
+    def draw(self, step, rank, scales):
+        rng = np.random.default_rng(step)
+        images = rng.random((3, self.batch, self.side, self.side), dtype=np.float32)
+        return images, np.full(self.batch, 2.0, np.float32), None
+
+
+def run_step(args) -> None:
+    """One training step of a size: time, and memory of a process that does nothing else."""
+    size = SIZES[args.step]
+    batch, side = args.batch or size.schedule.batch, args.side or size.network.patch or 256
+    options = TrainingOptions(size=args.step, seed=args.seed, device='cpu', n_threads=args.threads)
+    with thread_limit(args.threads):
+        trainer = Trainer(size.network, size.schedule, options, Noise(batch, side), torch.device('cpu'))
+        trainer.step = size.schedule.first_stage_steps  # of two stages the second
+        before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+        for _ in range(args.repeats + 1):  # the first also compiles
+            started = time.perf_counter(), time.process_time()
+            trainer.train_step()
+            times.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+    wall, processor = min(times[1:] or times)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f'a training step of {args.step} ({n_parameters(trainer.network) / 1e6:.2f} M parameters) on the CPU, batch {batch} of'
+        f' {side} x {side}, {size.schedule.precision}: {processor:.2f} s processor, {wall:.2f} s wall on {args.threads} threads,'
+        f' load {os.getloadavg()[0]:.0f}; resident memory of the process {after / 2**20:.2f} GB at most,'
+        f' {(after - before) / 2**20:.2f} GB more than before the first step'
+    )
+
+
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -258,13 +296,17 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--save', type=Path, help='folder for the trained weights')
     parser.add_argument('--speed', action='store_true', help='time of a forward pass instead')
+    parser.add_argument('--step', choices=SIZES, help='time and memory of a training step of a size instead')
+    parser.add_argument('--batch', type=int, help='of --step (default: that of the size)')
+    parser.add_argument('--side', type=int, help='of --step, pixels (default: the patch of the size, or 256)')
+    parser.add_argument('--repeats', type=int, default=3, help='of --step: the best counts')
     return parser
 
 
 def main(argv=None) -> int:
     """Print the table."""
     args = get_parser().parse_args(argv)
-    if not args.speed and args.data is None:
+    if not args.speed and not args.step and args.data is None:
         get_parser().error('--data is needed')
     moment = datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')
     print(f'# {moment}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}')
@@ -272,7 +314,7 @@ def main(argv=None) -> int:
     for folder, name in ((args.data, 'DATA'), (args.save, 'WEIGHTS')):
         said = said.replace(str(folder), name) if folder else said
     print(f'# benchmarks/m2asr.py {said}\n', flush=True)
-    (run_speed if args.speed else run_table)(args)
+    (run_step if args.step else run_speed if args.speed else run_table)(args)
     return 0
 
 

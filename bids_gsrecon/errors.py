@@ -25,18 +25,6 @@ def about(path) -> Iterator[None]:
         raise InputError(f'{path} {text[3:]}.' if text.startswith('it ') else f'{path}: {text}.') from error
 
 
-@contextmanager
-def named(path) -> Iterator[None]:
-    """As `about`; `InputError` of a function that knows no files gets the name of the one that it was given too."""
-    try:
-        with about(path):
-            yield
-    except InputError as error:
-        if str(path) in str(error):
-            raise
-        raise InputError(f'{path}: {error}') from error
-
-
 def killed_sentence(step: str, mem_gb: float, why: str) -> str:
     """About a step whose process was lost: what it was given, and what to do.
 

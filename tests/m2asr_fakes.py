@@ -55,7 +55,7 @@ def fake_model(size: str = 'tiny', **card) -> Model:
     return Model(config, state, {**known, **card})
 
 
-def fake_train(pairs, options=None, *, labels=(), checkpoint=None, progress=None) -> Model:
+def fake_train(pairs, options=None, *, labels=(), checkpoint=None, store=None, progress=None) -> Model:
     """Goes through the pairs, saves a checkpoint, says how far it is."""
     known = (checkpoint.load() if checkpoint else None) or {'step': 0}
     subjects = []
@@ -94,13 +94,13 @@ def fake_apply(
     """Zero-filled, a little brighter."""
     if progress:
         progress('slices', 1, 1)
-    image = zero_filled(target, target_lattice, reference_lattice, slice_axis) + np.float32(ADDED)
+    filled = zero_filled(target, target_lattice, reference_lattice, slice_axis)
     factors = np.delete(np.array(reference_lattice.shape) / np.array(target_lattice.shape), slice_axis)
     known = model.card['contrasts']
     warnings = (
         [] if contrast in known else [f'the network was trained on {", ".join(known)}, not on {contrast}']
     )
-    return Applied(image.astype(np.float32), warnings, tuple(float(f) for f in factors))
+    return Applied(filled + np.float32(ADDED), filled, warnings, tuple(float(f) for f in factors))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import traceback
 
 from bids_gsrecon import __version__
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.processes import interrupt_on_signals
 
 SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
@@ -102,12 +103,13 @@ def main(argv=None) -> int:
     args.passed_on = passed_on
     verbose = getattr(args, 'verbose', False)
     _limit_threads(getattr(args, 'threads', None))
+    interrupt_on_signals()
     try:
         verdict = args.run(args)
     except InputError as error:
         return _fail(args.command, str(error), EXIT_ARGUMENTS, verbose)
-    except KeyboardInterrupt:
-        return _fail(args.command, 'interrupted; nothing was half-written.', EXIT_FAILED, False)
+    except KeyboardInterrupt as error:
+        return _fail(args.command, str(error) or 'interrupted; nothing was half-written.', EXIT_FAILED, False)
     except MemoryError as error:
         remedy = 'out of memory: crop the images, give a mask, or ask for larger voxels.'
         return _fail(args.command, f'{remedy} ({error})' if str(error) else remedy, EXIT_FAILED, verbose)

@@ -15,11 +15,13 @@ from bids_gsrecon.cli.method_options import add_m2asr_training, add_seed_and_thr
 
 SUMMARY = 'slices with finer pixels by a trained network and another contrast'
 
+INTERRUPTED = 'interrupted: run the same command again, it goes on where it stopped.'
 TRAIN_TEXT = """\
 Train a network on pairs of registered sharp images. Written beside WEIGHTS.h5:
   WEIGHTS_card.md, .json     what it was trained on, scores on held-out subjects, what to beware of
   WEIGHTS_split.tsv          who is held out; kept, and used again by the next training
   WEIGHTS_checkpoint.pt      while it trains: the same command goes on from there after an interruption
+  WEIGHTS_slices             while it trains: prepared slices, which are read as they are drawn
 Under torchrun (torchrun --nproc-per-node N -m bids_gsrecon.cli.direct m2asr train ...) several devices share the work.
 """
 APPLY_TEXT = """\
@@ -129,11 +131,30 @@ def run(args: argparse.Namespace) -> str:
 def _train(args: argparse.Namespace) -> str:
     import time
 
-    from bids_gsrecon.cli.m2asr_files import read_training
-    from bids_gsrecon.cli.m2asr_training import is_main_process, score_text, train_and_write
-    from bids_gsrecon.cli.progress import ProgressBar
+    from bids_gsrecon.cli.m2asr_training import is_main_process, locked, score_text, weights_path
 
     started = time.monotonic()
+    try:
+        with locked(weights_path(args.output)):
+            inputs, card = _trained(args)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(INTERRUPTED) from error
+    if not is_main_process():
+        return ''
+    seconds, held_out = time.monotonic() - started, len(inputs.options.validation_subjects)
+    score = score_text(card)
+    return (
+        f'gsrecon m2asr: ok, size {inputs.options.size} trained on {len(inputs.pairs)} pair(s), {held_out} subject(s) held '
+        f'out, {card.get("steps", 0)} steps in {seconds:.0f} s{"; " + score if score else ""} -> {inputs.files.weights}'
+    )
+
+
+def _trained(args: argparse.Namespace):
+    """What was trained on, and the card of the network."""
+    from bids_gsrecon.cli.m2asr_files import read_training
+    from bids_gsrecon.cli.m2asr_training import is_main_process, train_and_write
+    from bids_gsrecon.cli.progress import ProgressBar
+
     inputs = read_training(args)
     for warning in inputs.warnings:
         _note(warning)
@@ -144,18 +165,11 @@ def _train(args: argparse.Namespace) -> str:
             inputs.files,
             data=inputs.data,
             digest=inputs.digest,
+            store=inputs.store,
             labels=inputs.labels,
             progress=progress if is_main_process() else None,
         )
-    if not is_main_process():
-        return ''
-    card, seconds = model.card, time.monotonic() - started
-    held_out = len(inputs.options.validation_subjects)
-    score = score_text(card)
-    return (
-        f'gsrecon m2asr: ok, size {inputs.options.size} trained on {len(inputs.pairs)} pair(s), {held_out} subject(s) held '
-        f'out, {card.get("steps", 0)} steps in {seconds:.0f} s{"; " + score if score else ""} -> {inputs.files.weights}'
-    )
+    return inputs, model.card
 
 
 def _apply(args: argparse.Namespace) -> str:
@@ -163,13 +177,13 @@ def _apply(args: argparse.Namespace) -> str:
 
     from bids_gsrecon.cli.m2asr_files import read_application, write_application
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.errors import named
+    from bids_gsrecon.errors import about
 
     started = time.monotonic()
     inputs = read_application(args)
     from bids_gsrecon.interfaces.m2asr_outputs import apply_network
 
-    with ProgressBar() as progress, named(args.target):
+    with ProgressBar() as progress, about(args.target):
         made = apply_network(
             inputs.model,
             args.weights,

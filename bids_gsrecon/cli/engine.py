@@ -21,12 +21,18 @@ TRACEBACK = 'traceback.txt'  # there too: of an error of the app itself
 
 def main(config_file: str, started: float, answer) -> None:
     """Entry of the process: settings from a TOML file; the exit code goes to the connection ``answer``."""
-    from bids_gsrecon.interfaces.processes import follow_parent
+    from bids_gsrecon.interfaces.processes import follow_parent, interrupt_on_signals
 
     follow_parent()
     config = Config.from_toml(config_file)
     try:
-        answer.send(run_participants(config, started))
+        if config.method.m2asr_train:
+            from bids_gsrecon.cli.train import run_training
+
+            interrupt_on_signals()  # a checkpoint is left
+            answer.send(run_training(config, started))
+        else:
+            answer.send(run_participants(config, started))
     except Exception:
         # The first process sees that nothing was concluded, and does it.
         (config.run_dir / TRACEBACK).write_text(traceback.format_exc())

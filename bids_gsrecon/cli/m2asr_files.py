@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bids_gsrecon.cli.arguments import image_stem, output_folder, output_image, refuse_overwrite
-from bids_gsrecon.cli.m2asr_training import TrainingFiles, check_memory, digest_of, weights_path
+from bids_gsrecon.cli.m2asr_training import (
+    TrainingFiles,
+    check_memory,
+    digest_of,
+    prepare_store,
+    weights_path,
+)
 from bids_gsrecon.cli.method_options import M2ASR_FIELDS
 from bids_gsrecon.cli.resources import available_memory_gb
 from bids_gsrecon.cli.slices import sidecar_metadata
@@ -23,7 +28,8 @@ from bids_gsrecon.interfaces.headers import check_stack, read_header, slice_axis
 from bids_gsrecon.interfaces.io import load_array, load_volume, save_json, save_volume
 from bids_gsrecon.interfaces.m2asr_files import HOW_TO_GET_WEIGHTS, load_weights
 from bids_gsrecon.interfaces.m2asr_outputs import Application
-from bids_gsrecon.interfaces.m2asr_pairs import PairFiles, make_pair
+from bids_gsrecon.interfaces.m2asr_pairs import HELD_GB, LazyPairs, PairFiles, drawn_box, make_pair
+from bids_gsrecon.interfaces.m2asr_slices import SliceStore
 from bids_gsrecon.interfaces.m2asr_split import HELD_OUT, update_split
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap
 from bids_gsrecon.recon.m2asr.types import Model, Pair, TrainingOptions
@@ -36,11 +42,12 @@ SAME_GRID_MM = 0.05
 class TrainingInputs:
     """Everything a training takes; see `bids_gsrecon.cli.m2asr_training.train_and_write`."""
 
-    pairs: Sequence[Pair]
+    pairs: LazyPairs
     options: TrainingOptions
     files: TrainingFiles
     data: list[dict]
     digest: str
+    store: SliceStore
     labels: list[LabelMap] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -80,38 +87,63 @@ def read_training(args) -> TrainingInputs:
     files = TrainingFiles.of(weights_path(args.output), args.split)
     for path in files.all:
         refuse_overwrite(path, *(path for pair in args.pair or () for path in pair), *(args.labels or ()))
-    pairs, subjects, data, digest = _kept_pairs(args) if args.pairs else _given_pairs(args)
+    pairs, boxes, data, digest = _kept_pairs(args) if args.pairs else _given_pairs(args)
     labels = [_read_labels(path) for path in args.labels or ()]
     output_folder(files.weights.parent)
     output_folder(files.split.parent)
     share = HELD_OUT if args.held_out is None else args.held_out
-    held_out, warnings = update_split(files.split, subjects, share=share, seed=args.random_seed)
+    held_out, warnings = update_split(files.split, pairs.subjects, share=share, seed=args.random_seed)
     given = {name: getattr(args, name) for name in M2ASR_FIELDS.values()}
-    options = TrainingOptions(
-        **{name: value for name, value in given.items() if value is not None},
-        seed=args.random_seed,
-        n_threads=args.threads or 0,
-        device=args.device,
-        validation_subjects=held_out,
+    with about(files.weights):
+        options = TrainingOptions(
+            **{name: value for name, value in given.items() if value is not None},
+            seed=args.random_seed,
+            n_threads=args.threads or 0,
+            device=args.device,
+            validation_subjects=held_out,
+        )
+    trained_on = [box for box, subject in zip(boxes, pairs.subjects) if subject not in held_out]
+    store, gigabytes = prepare_store(
+        trained_on, files, digest, with_labels=options.synthetic_fraction > 0 and not labels
+    )
+    warnings.append(
+        f'prepared slices will take {gigabytes:.2g} GB in {files.slices} until the training is done'
     )
     digest = digest_of([digest, *(one.labels.tobytes() for one in labels)])
-    return TrainingInputs(pairs, options, files, data, digest, labels, warnings)
+    return TrainingInputs(pairs, options, files, data, digest, store, labels, warnings)
 
 
-def _given_pairs(args) -> tuple[list[Pair], list[str], list[dict], str]:
-    """Pairs of images, whose they are, where they came from, and a digest of what they hold."""
+def _given_pairs(args) -> tuple[LazyPairs, list[tuple[int, int]], list[dict], str]:
+    """Pairs of images, how large they are, where they came from, and a digest of what they hold.
+
+    All are read once, to be checked, and again when they are wanted: not all may fit into memory.
+    """
     subjects = subject_names(args.pair)
-    pairs = [_read_pair(paths, subject, args) for paths, subject in zip(args.pair, subjects)]
-    data = [
-        {'subject': subject, 'contrast': pair.contrast, 'files': [str(path) for path in paths]}
-        for pair, subject, paths in zip(pairs, subjects, args.pair)
-    ]
-    digest = digest_of([part for pair in pairs for part in (pair.reference.tobytes(), pair.target.tobytes())])
-    return pairs, subjects, data, digest
+    motions: dict[int, np.ndarray] = {}  # registered once
+
+    def read(index: int) -> Pair:
+        pair, motion = _read_pair(args.pair[index], subjects[index], args, motions.get(index))
+        if motion is not None:
+            motions[index] = motion
+        return pair
+
+    pairs = LazyPairs(subjects, read, held_gb=_held_gb())
+    data, boxes, digests = [], [], []
+    for n, paths in enumerate(args.pair):
+        pair = pairs[n]
+        data.append({'subject': pair.subject, 'contrast': pair.contrast, 'files': [str(p) for p in paths]})
+        boxes.append(drawn_box(pair))
+        digests.append(digest_of([pair.reference.tobytes(), pair.target.tobytes()]))
+    return pairs, boxes, data, digest_of(digests)
 
 
-def _kept_pairs(args) -> tuple[PairFiles, list[str], list[dict], str]:
-    """The same of pairs in a folder."""
+def _held_gb() -> float:
+    """Of pairs in memory: those of a small training all stay."""
+    return min(HELD_GB, 0.25 * available_memory_gb())
+
+
+def _kept_pairs(args) -> tuple[PairFiles, list[tuple[int, int]], list[dict], str]:
+    """The same of pairs in a folder; none is read."""
     paths = []
     for path in map(Path, args.pairs):
         paths += sorted(path.glob('*.h5')) if path.is_dir() else [path]
@@ -120,14 +152,15 @@ def _kept_pairs(args) -> tuple[PairFiles, list[str], list[dict], str]:
             f'{args.pairs[0]} holds no pairs: make them with bids_gsrecon BIDS_DIR OUTPUT_DIR group --recon m2asr --train '
             'pairs, which puts them into WORK_DIR/m2asr_pairs.'
         )
-    have = available_memory_gb()
-    pairs = PairFiles(paths, held_gb=0.25 * have)
-    check_memory(sum(facts.n_voxels for facts in pairs.facts), have, 'another machine')
+    pairs = PairFiles(paths, held_gb=_held_gb())
+    check_memory(
+        [facts.n_voxels for facts in pairs.facts], _held_gb(), available_memory_gb(), 'another machine'
+    )
     data = [
         {'subject': facts.subject, 'contrast': facts.contrast, 'files': facts.sources}
         for facts in pairs.facts
     ]
-    return pairs, pairs.subjects, data, digest_of([facts.key for facts in pairs.facts])
+    return pairs, pairs.boxes(), data, digest_of([facts.key for facts in pairs.facts])
 
 
 def read_application(args) -> ApplicationInputs:
@@ -208,12 +241,12 @@ def subject_names(pairs) -> list[str]:
     return names
 
 
-def _read_pair(paths, subject: str, args) -> Pair:
+def _read_pair(paths, subject: str, args, motion: np.ndarray | None) -> tuple[Pair, np.ndarray | None]:
+    """The pair, and target to reference (4x4) where it is registered; ``motion``: that, if it is known already."""
     reference_path, target_path = paths
     reference, target = load_volume(reference_path), load_volume(target_path)
     check_stack(target_path, target.data.shape)
-    motion = None
-    if args.register == 'rigid':
+    if args.register == 'rigid' and motion is None:
         from bids_gsrecon.interfaces.registration import register_rigid
 
         with about(target_path):
@@ -221,7 +254,7 @@ def _read_pair(paths, subject: str, args) -> Pair:
                 reference, target, seed=args.random_seed, n_threads=args.threads or os.cpu_count() or 1
             )
         motion = found.moving_to_fixed
-    elif not target.lattice.same_as(reference.lattice, SAME_GRID_MM):
+    elif args.register != 'rigid' and not target.lattice.same_as(reference.lattice, SAME_GRID_MM):
         raise InputError(
             f'{target_path} lies on another grid than its reference {reference_path}: resample both to one grid, or let '
             'each reference be registered and brought to its target (--register rigid).'
@@ -230,7 +263,7 @@ def _read_pair(paths, subject: str, args) -> Pair:
     if axis is None:
         axis, _ = slice_axis(read_header(target_path), sidecar_metadata(target_path))
     with about(target_path):
-        return make_pair(
+        pair = make_pair(
             reference,
             target,
             subject=subject,
@@ -240,6 +273,7 @@ def _read_pair(paths, subject: str, args) -> Pair:
             slice_axis=axis,
             mask=find_support(reference)[0],
         )
+    return pair, motion
 
 
 def _read_labels(path) -> LabelMap:

@@ -9,13 +9,13 @@ when it is killed.
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 
 from bids_gsrecon.cli.messages import say
 from bids_gsrecon.config import Config
 from bids_gsrecon.errors import InputError
+from bids_gsrecon.interfaces.processes import interrupt_on_signals
 
 INTERRUPTED = 130
 
@@ -25,18 +25,13 @@ def main(arguments=None) -> int:
     from bids_gsrecon.cli.parser import parse_args
 
     started = time.time()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     try:
         config = parse_args(arguments)
         from bids_gsrecon.cli.execute import prepare_environment
 
         prepare_environment(config)
-        if config.method.m2asr_train:
-            from bids_gsrecon.cli.train import run_training
-
-            return run_training(config, started)
-        if config.execution.analysis_level == 'group':
+        if config.execution.analysis_level == 'group' and not config.method.m2asr_train:
             from bids_gsrecon.cli.group import run_group
 
             return run_group(config)
@@ -71,10 +66,6 @@ def run_reports_only(config: Config, started: float) -> int:
     citation = config.output_dir / 'logs' / 'CITATION.md'
     boilerplate = citation.read_text() if citation.is_file() else ''
     return conclude(config, outcomes, boilerplate, started)
-
-
-def _interrupt(signum, frame):
-    raise KeyboardInterrupt
 
 
 if __name__ == '__main__':

@@ -19,13 +19,14 @@ from bids_gsrecon.cli.workdir import participant_folder, remove_broken_nodes
 from bids_gsrecon.config import Config
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL for what computes; SLURM gives 30 s in all
+TRAINING_GRACE_SECONDS = 20.0  # the same for a training: it leaves a checkpoint
 POLL_SECONDS = 0.2
 INTERRUPTED = 130
 LOCAL_PLUGINS = ('', 'Linear', 'MultiProc')
 
 
 def supervise(config: Config, started: float) -> int:
-    """Run the participant level in a process of its own.
+    """Run the participant level, or the group level that trains, in a process of its own.
 
     Returns
     -------
@@ -37,8 +38,9 @@ def supervise(config: Config, started: float) -> int:
     InputError
         The dataset or a folder cannot be used.
     """
-    from bids_gsrecon.cli import checks, finish
+    from bids_gsrecon.cli import checks, finish, train
 
+    trains = bool(config.method.m2asr_train)
     resources = config.resources
     for message in checks.dataset_messages(config) + allocation_messages(
         resources.nprocs, resources.memory_gb
@@ -49,7 +51,10 @@ def supervise(config: Config, started: float) -> int:
     if config.resources.plugin in LOCAL_PLUGINS:  # other machines do not have this folder
         os.environ['TMPDIR'] = tempfile.tempdir = scratch  # what a killed process leaves behind goes with it
     try:
-        _lock_participants(config, locks)
+        if not trains:
+            _lock_participants(config, locks)
+        elif holder := train.lock(config, locks):
+            return train.conclude_refused(config, holder, started)
         _clean(config, after_crash=bool(locks.taken_over))
         config_file = finish.start(config, started)
         return _supervise(config, config_file, started)
@@ -76,7 +81,8 @@ def _supervise(config: Config, config_file: Path, started: float) -> int:
     while process.is_alive() and not received:
         multiprocessing.connection.wait([process.sentinel], timeout=POLL_SECONDS)
     if received:
-        end_tree(process, grace_s=GRACE_SECONDS)
+        grace_s = TRAINING_GRACE_SECONDS if config.method.m2asr_train else GRACE_SECONDS
+        end_tree(process, grace_s=grace_s)
     process.join()
     with contextlib.suppress(EOFError):
         if answer.poll():
@@ -92,13 +98,15 @@ def _supervise(config: Config, config_file: Path, started: float) -> int:
 
 def _conclude(config: Config, exitcode: int | None, started: float, *, interrupted: bool) -> int:
     """What a process that could not do it itself would have said at its end."""
-    from bids_gsrecon.cli import finish
+    from bids_gsrecon.cli import finish, train
     from bids_gsrecon.cli.engine import PLANS
     from bids_gsrecon.cli.outcome import collect_outcomes
     from bids_gsrecon.cli.steps import crash_text, running_steps, write_steps
     from bids_gsrecon.workflows.names import participant_name
     from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
+    if config.method.m2asr_train:
+        return train.conclude(config, _why(config, exitcode), started, interrupted=interrupted)
     why, boilerplate = _why(config, exitcode), ''
     steps = running_steps(config)
     failures = {} if interrupted else {step.name: step.killed(why) for step in steps}
@@ -174,7 +182,12 @@ def _clean_after(config: Config) -> None:
 
 
 def _remove_temporaries(config: Config) -> None:
-    """``.tmp-*`` files that a killed run left: while the participants are locked there are no others."""
+    """``.tmp-*`` files that a killed run left: while the participants are locked there are no others.
+
+    A training writes to no participant's results, and others may.
+    """
+    if config.method.m2asr_train:
+        return
     for label in config.execution.participant_label:
         for path in (config.output_dir / f'sub-{label}').glob('**/.tmp-*'):
             with contextlib.suppress(OSError):

@@ -6,7 +6,9 @@ way go as soon as its pairs are there.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,13 +19,17 @@ from typing import TYPE_CHECKING
 from bids_gsrecon.cli.messages import say, say_plain
 from bids_gsrecon.cli.workdir import participant_folder
 from bids_gsrecon.config import Config
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import InputError, about
 
 if TYPE_CHECKING:
+    from bids_gsrecon.cli.locks import Locks
     from bids_gsrecon.cli.outcome import Outcome
     from bids_gsrecon.workflows.plan_types import ParticipantPlan
 
 AT_ONCE = 4  # participants per processor whose pairs are made in one go
+STEP = 'm2asr.training'  # what is written down as at work while the network trains
+PREPARED = 'prepared.pkl'  # in the run's work folder: what became of participants so far
+INTERRUPTED_SENTENCE = 'interrupted: run the same command again, it goes on where it stopped'
 
 
 @dataclass
@@ -36,15 +42,12 @@ class Prepared:
 
 def run_training(config: Config, started: float) -> int:
     """``group --recon m2asr --train``, from the checked settings to the exit code."""
-    from bids_gsrecon.cli import checks, finish, outcome
+    from bids_gsrecon.cli import finish, outcome
     from bids_gsrecon.cli.supervise import INTERRUPTED
     from bids_gsrecon.interfaces.processes import end_children
 
-    for message in checks.dataset_messages(config):
-        say(f'warning: {message}', error=True)
     if config.execution.clean_workdir:
         _clean(config)
-    config.to_toml(config.log_dir / 'config.toml')
     finish.write_dataset_files(config)
     prepared, result = Prepared(), ''
     try:
@@ -59,10 +62,106 @@ def run_training(config: Config, started: float) -> int:
         code = 2
     except KeyboardInterrupt:
         end_children()
-        say('interrupted: run the same command again, it goes on where it stopped', error=True)
+        say(INTERRUPTED_SENTENCE, error=True)
         code = INTERRUPTED
-    line = _verdict(config, prepared, result, code)
-    outcome.write_status(config, prepared.outcomes, code=code, line=line, started=started)
+    return _conclude(config, prepared, result, code, started)
+
+
+def lock(config: Config, locks: Locks) -> str:
+    """Take what a training writes to, or nothing: the weights, and the work folders of the participants.
+
+    Returns
+    -------
+    str
+        Empty, or a sentence about who holds one of them.
+    """
+    from bids_gsrecon.cli.m2asr_training import lock_file
+    from bids_gsrecon.workflows.names import ROOT_NAME
+
+    weights = _weights_path(config)
+    wanted = {
+        f'sub-{x}': config.work_dir / ROOT_NAME / f'.lock-sub-{x}' for x in config.execution.participant_label
+    }
+    if config.method.m2asr_train == 'network':
+        wanted[str(weights)] = lock_file(weights)
+    for name, path in wanted.items():
+        if holder := locks.acquire([path]):
+            return (
+                f'{name} {holder}, which writes to the same work folder or weights: wait for its end, or choose other '
+                'folders.'
+            )
+    return ''
+
+
+def conclude_refused(config: Config, sentence: str, started: float) -> int:
+    """Say that another run is at it; the exit code."""
+    say(f'error: {sentence}', error=True)
+    return _conclude(config, Prepared(), '', 1, started, why='another run is at it')
+
+
+def conclude(config: Config, why: str, started: float, *, interrupted: bool) -> int:
+    """What a process that was lost would have said at its end: crash files, status and verdict; the exit code."""
+    from bids_gsrecon.cli.engine import PLANS, TRACEBACK
+    from bids_gsrecon.cli.outcome import FAILED, Outcome, collect_outcomes
+    from bids_gsrecon.cli.steps import crash_text, running_steps, write_steps
+    from bids_gsrecon.cli.supervise import INTERRUPTED
+
+    prepared, plans = _load(config.run_dir / PREPARED) or Prepared(), _load(config.run_dir / PLANS) or []
+    done = {item.participant for item in prepared.outcomes}
+    steps = running_steps(config)
+    failures = {} if interrupted else {step.name: step.killed(why) for step in steps}
+    plans = [plan for plan in plans if plan.participant not in done]
+    prepared.outcomes += collect_outcomes(
+        config,
+        plans,
+        ran=True,
+        failures=failures,
+        stopped=[step.name for step in steps] if interrupted else [],
+    )
+    done |= {plan.participant for plan in plans}
+    sentence = 'the pairs were not made: run the same command again.'
+    prepared.outcomes += [
+        Outcome(x, FAILED, [f'sub-{x}: {sentence}'])
+        for x in config.execution.participant_label
+        if x not in done
+    ]
+    if interrupted:
+        say(INTERRUPTED_SENTENCE, error=True)
+    elif all(step.name == STEP for step in steps):  # not while pairs were made
+        text = failures.get(STEP) or crash_text(
+            STEP,
+            f'the training failed ({why}): run the same command again, it goes on at its last checkpoint.',
+        )
+        with contextlib.suppress(OSError):
+            traceback = config.run_dir / TRACEBACK
+            config.log_dir.mkdir(parents=True, exist_ok=True)
+            (config.log_dir / 'crash-training.txt').write_text(
+                f'{text}\n{traceback.read_text() if traceback.is_file() else ""}'
+            )
+        say(f'error: {text.strip().splitlines()[-1].partition("InputError: ")[2]}', error=True)
+    write_steps(config.log_dir, {})
+    code = INTERRUPTED if interrupted else 1
+    return _conclude(config, prepared, '', code, started, why='' if interrupted else why)
+
+
+def _weights_path(config: Config) -> Path:
+    size = config.method.m2asr.get('size', 'tiny')
+    return Path(config.method.m2asr_weights or config.output_dir / 'm2asr' / f'm2asr-{size}.h5')
+
+
+def _conclude(
+    config: Config, prepared: Prepared, result: str, code: int, started: float, *, why: str = ''
+) -> int:
+    """Status, errors and verdict; a full disk must not keep the run from saying them."""
+    from bids_gsrecon.cli import outcome
+
+    line = _verdict(config, prepared, result, code, why)
+    try:
+        outcome.write_status(config, prepared.outcomes, code=code, line=line, started=started)
+    except (InputError, OSError) as error:
+        say(f'error: {error}', error=True)
+        if code == 0:
+            code, line = 1, _verdict(config, prepared, result, 1, why)
     for item in prepared.outcomes:
         for error in item.errors:
             say(f'error: {error}', error=True)
@@ -70,11 +169,24 @@ def run_training(config: Config, started: float) -> int:
     return code
 
 
+def _keep(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+
+
+def _load(path: Path):
+    """What `_keep` wrote; None: nothing whole is there."""
+    try:
+        return pickle.loads(path.read_bytes())
+    except (OSError, EOFError, pickle.UnpicklingError):
+        return None
+
+
 def _prepare(config: Config, prepared: Prepared) -> None:
     """Make the pairs of all participants that are not there yet; fills ``prepared`` as it goes."""
     from bids_gsrecon.cli import execute
     from bids_gsrecon.cli.build import build
-    from bids_gsrecon.cli.engine import announce
+    from bids_gsrecon.cli.engine import PLANS, announce
     from bids_gsrecon.cli.outcome import collect_outcomes
 
     execute.apply_nipype_settings(config)
@@ -82,6 +194,7 @@ def _prepare(config: Config, prepared: Prepared) -> None:
     for part in _parts(config):
         built = build(part)
         announce(part, built)
+        _keep(config.run_dir / PLANS, built.plans)
         for target in _targets(built.plans):
             if not target.is_made:
                 Path(target.pair_file).unlink(missing_ok=True)
@@ -92,6 +205,7 @@ def _prepare(config: Config, prepared: Prepared) -> None:
         prepared.outcomes += outcomes
         prepared.files += [path for t in _targets(built.plans) if (path := Path(t.pair_file)).is_file()]
         _remove_intermediate(part, [item.participant for item in outcomes if not item.errors])
+        _keep(config.run_dir / PREPARED, prepared)
 
 
 def _parts(config: Config) -> Iterator[Config]:
@@ -133,38 +247,48 @@ def _train(config: Config, files: list[Path]) -> str:
         TrainingFiles,
         check_memory,
         digest_of,
+        needed_gb,
+        prepare_store,
         score_text,
         train_and_write,
     )
     from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.interfaces.m2asr_pairs import PairFiles
+    from bids_gsrecon.cli.steps import write_steps
+    from bids_gsrecon.interfaces.m2asr_pairs import HELD_GB, PairFiles
     from bids_gsrecon.interfaces.m2asr_split import update_split
     from bids_gsrecon.recon.m2asr.types import TrainingOptions
 
     method, execution = config.method, config.execution
     started = time.monotonic()
-    pairs = PairFiles(files, held_gb=0.25 * config.resources.memory_gb)
-    check_memory(sum(facts.n_voxels for facts in pairs.facts), config.resources.memory_gb, '--mem')
+    memory_gb = config.resources.memory_gb
+    held_gb = min(HELD_GB, 0.25 * memory_gb)
+    pairs = PairFiles(files, held_gb=held_gb)
+    n_voxels = [facts.n_voxels for facts in pairs.facts]
+    check_memory(n_voxels, held_gb, memory_gb, '--mem')
     size = method.m2asr.get('size', TrainingOptions().size)
-    weights = Path(method.m2asr_weights or config.output_dir / 'm2asr' / f'm2asr-{size}.h5')
-    outputs = TrainingFiles.of(weights, method.m2asr_split)
+    outputs = TrainingFiles.of(_weights_path(config), method.m2asr_split, config.work_dir)
     outputs.weights.parent.mkdir(parents=True, exist_ok=True)
     held_out, warnings = update_split(
         outputs.split, pairs.subjects, share=method.m2asr_held_out, seed=execution.random_seed
     )
     for warning in warnings:
         say(f'warning: {warning}', error=True)
-    gigabytes = sum(path.stat().st_size for path in files) / 1024**3
+    with about(outputs.weights):
+        options = TrainingOptions(
+            **method.m2asr,
+            seed=execution.random_seed,
+            n_threads=config.resources.nprocs,
+            device=method.device,
+            validation_subjects=held_out,
+        )
+    digest = digest_of([json.dumps(facts.key) for facts in pairs.facts])
+    trained_on = [box for box, subject in zip(pairs.boxes(), pairs.subjects) if subject not in held_out]
+    store, slices_gb = prepare_store(trained_on, outputs, digest, with_labels=options.synthetic_fraction > 0)
+    gigabytes = sum(path.stat().st_size for path in files) / 1e9
     say(
         f'training {size} on {len(files)} pair(s) of {len(set(pairs.subjects))} participant(s), {len(held_out)} held out; '
-        f'the pairs take {gigabytes:.2g} GB in {files[0].parent}'
-    )
-    options = TrainingOptions(
-        **method.m2asr,
-        seed=execution.random_seed,
-        n_threads=config.resources.nprocs,
-        device=method.device,
-        validation_subjects=held_out,
+        f'the pairs take {gigabytes:.2g} GB in {files[0].parent}, their prepared slices {slices_gb:.2g} GB in '
+        f'{outputs.slices} until the training is done'
     )
     data = [
         {
@@ -174,15 +298,18 @@ def _train(config: Config, files: list[Path]) -> str:
         }
         for facts in pairs.facts
     ]
+    write_steps(config.log_dir, {STEP: needed_gb(n_voxels, held_gb)})
     with ProgressBar() as progress:
         model = train_and_write(
             pairs,
             options,
             outputs,
             data=data,
-            digest=digest_of([json.dumps(facts.key) for facts in pairs.facts]),
+            digest=digest,
+            store=store,
             progress=progress,
         )
+    write_steps(config.log_dir, {})
     score = score_text(model.card)
     return (
         f'{size} trained on {len(files)} pair(s), {len(held_out)} participant(s) held out, {model.card.get("steps", 0)} '
@@ -197,13 +324,13 @@ def _relative(config: Config, path: str) -> str:
     )
 
 
-def _verdict(config: Config, prepared: Prepared, result: str, code: int) -> str:
-    """The last line of a run."""
+def _verdict(config: Config, prepared: Prepared, result: str, code: int, why: str = '') -> str:
+    """The last line of a run; ``why`` nothing was trained, where that is known."""
     from bids_gsrecon.cli.outcome import FAILED
 
     failed = [f'sub-{item.participant}' for item in prepared.outcomes if item.status == FAILED]
-    parts = [result or 'nothing was trained']
-    if not result and not prepared.files and code in (0, 1, 70):
+    parts = [result or f'nothing was trained{f" ({why})" if why else ""}']
+    if not why and not result and not prepared.files and code in (0, 1, 70):
         parts = [f'nothing was trained: there is no pair of {config.method.reference} and another contrast']
     if failed:
         parts.append(f'{len(failed)} participant(s) failed ({", ".join(failed)})')

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import File, SimpleInterface, TraitedSpec, isdefined, traits
 
-from bids_gsrecon.errors import named
+from bids_gsrecon.errors import about
 from bids_gsrecon.interfaces.method import MethodInputSpec
 
 
@@ -51,7 +51,7 @@ class MakePair(SimpleInterface):
 
         inputs = self.inputs
         reference = load_volume(inputs.reference)
-        with named(inputs.source):
+        with about(inputs.source):
             pair = make_pair(
                 reference,
                 load_volume(inputs.target),
@@ -109,7 +109,7 @@ class ApplyNetwork(SimpleInterface):
         matrix = reference.lattice.world_to_voxel @ motion @ lattice.affine
         brain = load_mask(inputs.mask, reference.lattice).astype(np.float32)
         inside = resample(brain, matrix, lattice.shape, 0) > 0.5
-        with named(inputs.source):
+        with about(inputs.source):
             made = apply_network(
                 model,
                 inputs.weights,

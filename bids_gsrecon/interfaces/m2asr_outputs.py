@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_gsrecon.imaging.kspace_crop import crop_kspace, in_plane_axes, zero_filled
+from bids_gsrecon.imaging.kspace_crop import crop_kspace, in_plane_axes
 from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.metrics import data_range, psnr
 from bids_gsrecon.interfaces.m2asr_relation import as_coarse, edge_correlation, unlike_relation
@@ -78,7 +78,7 @@ def apply_network(
 
     Raises
     ------
-    InputError
+    ValueError
         As `bids_gsrecon.recon.m2asr.apply`.
     """
     if not mask.any():
@@ -95,7 +95,7 @@ def apply_network(
         progress=progress,
         **settings,
     )
-    before = Volume(zero_filled(target.data, target.lattice, guide.lattice, slice_axis), guide.lattice)
+    before = Volume(applied.zero_filled, guide.lattice)
     warnings = list(applied.warnings)
     theirs = model.card.get('reference_contrast', '')
     if reference_contrast and theirs and reference_contrast != theirs:
@@ -151,9 +151,8 @@ def gain_on_itself(
     result = method.apply(
         model, reference, lattice, coarse, coarse_lattice, mask=inside, slice_axis=slice_axis, **settings
     )
-    before = zero_filled(coarse, coarse_lattice, lattice, slice_axis)
     peak = data_range(target.data, inside)
-    ours, theirs = (psnr(image, target.data, inside, peak=peak) for image in (result.image, before))
+    ours, theirs = (psnr(v, target.data, inside, peak=peak) for v in (result.image, result.zero_filled))
     return float(ours - theirs)
 
 

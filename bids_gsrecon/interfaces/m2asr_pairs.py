@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.errors import InputError, about
 from bids_gsrecon.fields.hdf5 import opened, written
+from bids_gsrecon.imaging.foreground import bounding_box
 from bids_gsrecon.imaging.lattice import Lattice, Volume
 from bids_gsrecon.imaging.resample import reached, resample
+from bids_gsrecon.recon.m2asr.samples import signal, slice_axes
 from bids_gsrecon.recon.m2asr.types import Pair
 
 FORMAT = 'bids_gsrecon.m2asr.pair'
 VERSION = 1
 EXAMPLE = 'file of the cache of pairs'
 MIN_REACHED = 0.5  # of a slice that the reference must show, for it to be trained on
-HELD_GB = 2.0
+HELD_GB = 1.0
+SMALLEST_PATCH = 64  # of all sizes
 LEVELS = 65535
 
 
@@ -39,6 +42,8 @@ class PairFacts:
         The files of the reference and of the target.
     n_voxels
         Of each of its images.
+    box
+        Voxels in the box of its mask, and in how many directions it is cut into slices (`drawn_box`); none: not known.
     """
 
     subject: str
@@ -47,6 +52,7 @@ class PairFacts:
     key: str
     sources: list[str]
     n_voxels: int
+    box: list[int] | None = None
 
 
 def reference_on(
@@ -130,9 +136,7 @@ def make_pair(
     Raises
     ------
     ValueError
-        The reference shows next to nothing of the target.
-    InputError
-        As `Pair`.
+        The reference shows next to nothing of the target; as `Pair`.
     """
     motion = np.eye(4) if target_to_reference is None else np.asarray(target_to_reference, float)
     lattice = target.lattice
@@ -166,6 +170,7 @@ def save_pair(path, pair: Pair, *, key: str = '', sources: Sequence[str] = ()) -
         'key': key,
         'sources': list(sources),
         'n_voxels': pair.lattice.n_voxels,
+        'box': list(drawn_box(pair)),
     }
     packed = {'compression': 'gzip', 'compression_opts': 4, 'shuffle': True, 'fletcher32': True}
     with written(
@@ -198,16 +203,17 @@ def load_pair(path) -> Pair:
         mask = file['mask'][:] if 'mask' in file else None
         lattice = Lattice(images['target'].shape, file.attrs['affine'])
         axis = int(file.attrs['slice_axis'])
-    return Pair(
-        subject=facts['subject'],
-        contrast=facts['contrast'],
-        reference=images['reference'],
-        target=images['target'],
-        lattice=lattice,
-        slice_axis=axis,
-        mask=mask,
-        reference_contrast=facts['reference_contrast'],
-    )
+    with about(path):
+        return Pair(
+            subject=facts['subject'],
+            contrast=facts['contrast'],
+            reference=images['reference'],
+            target=images['target'],
+            lattice=lattice,
+            slice_axis=axis,
+            mask=mask,
+            reference_contrast=facts['reference_contrast'],
+        )
 
 
 def read_facts(path) -> PairFacts:
@@ -232,37 +238,62 @@ def _is_copy(matrix: np.ndarray) -> bool:
     )
 
 
-class PairFiles(Sequence):
-    """Pairs in files, read when they are asked for; those used last are held, up to ``held_gb``.
+class LazyPairs(Sequence):
+    """Pairs that are read when they are asked for; those used last are held, up to ``held_gb``.
 
     Attributes
     ----------
-    paths
-        The files.
     subjects
         Of each, without reading images.
     """
 
-    def __init__(self, paths: Sequence, *, held_gb: float = HELD_GB):
-        self.paths = [Path(path) for path in paths]
-        self.facts = [read_facts(path) for path in self.paths]
-        self.subjects = [facts.subject for facts in self.facts]
+    def __init__(self, subjects: Sequence[str], read: Callable[[int], Pair], *, held_gb: float = HELD_GB):
+        self.subjects = list(subjects)
+        self._read = read
         self._held: OrderedDict[int, Pair] = OrderedDict()
         self._held_bytes = held_gb * 1024**3
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.subjects)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         if index not in self._held:
-            self._held[index] = load_pair(self.paths[index])
+            self._held[index] = self._read(index)
             while len(self._held) > 1 and sum(map(_n_bytes, self._held.values())) > self._held_bytes:
                 self._held.popitem(last=False)
         self._held.move_to_end(index)
         return self._held[index]
+
+
+class PairFiles(LazyPairs):
+    """Pairs in files.
+
+    Attributes
+    ----------
+    paths
+        The files.
+    facts
+        What each says of itself.
+    """
+
+    def __init__(self, paths: Sequence, *, held_gb: float = HELD_GB):
+        self.paths = [Path(path) for path in paths]
+        self.facts = [read_facts(path) for path in self.paths]
+        subjects = [facts.subject for facts in self.facts]
+        super().__init__(subjects, lambda index: load_pair(self.paths[index]), held_gb=held_gb)
+
+    def boxes(self) -> list[tuple[int, int]]:
+        """`drawn_box` of each; at most, where a file does not tell."""
+        return [tuple(facts.box or (facts.n_voxels, 3)) for facts in self.facts]
+
+
+def drawn_box(pair: Pair) -> tuple[int, int]:
+    """Voxels in the box of a pair's mask, and in how many directions it is cut into slices."""
+    start, stop = bounding_box(signal(pair))
+    return int(np.prod(stop - start)), len(slice_axes(pair.lattice, pair.slice_axis, SMALLEST_PATCH))
 
 
 def _n_bytes(pair: Pair) -> int:

@@ -32,6 +32,15 @@ def follow_parent() -> None:
     thread.start()
 
 
+def interrupt_on_signals() -> None:
+    """SIGTERM (`scancel`, a time limit) and SIGHUP (a lost terminal) as Ctrl-C: `KeyboardInterrupt` in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ('SIGTERM', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+
+
 def _end_with(sentinel: int) -> None:
     from multiprocessing.connection import wait
 

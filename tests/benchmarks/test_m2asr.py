@@ -59,6 +59,12 @@ def test_the_baseline_is_as_large_and_starts_at_its_input(benchmark):
     assert torch.equal(baseline(image, image, torch.ones(2)).render(), image)
 
 
+def test_a_training_step(benchmark, capsys):
+    assert benchmark.main(['--step', 'tiny', '--batch', '1', '--repeats', '1']) == 0
+    said = capsys.readouterr().out
+    assert 'a training step of tiny (0.22 M parameters) on the CPU, batch 1 of 64 x 64, bfloat16' in said
+
+
 def test_speed(benchmark, capsys):
     assert benchmark.main(['--speed']) == 0
     assert capsys.readouterr().out.count('of a +-64 window') == 3

@@ -1,6 +1,7 @@
 """``gsrecon m2asr``: its files, and what it says about bad input."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,17 +9,20 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from bids_gsrecon.cli import direct, m2asr_files, method_options
-from bids_gsrecon.errors import InputError
+from bids_gsrecon.cli.m2asr_training import locked
 from bids_gsrecon.imaging.kspace_crop import crop_kspace
 from bids_gsrecon.interfaces.io import load_volume, save_volume
 from bids_gsrecon.interfaces.m2asr_files import CheckpointFile, load_weights, save_weights
 from bids_gsrecon.interfaces.m2asr_pairs import make_pair, save_pair
 from bids_gsrecon.recon.m2asr.config import SIZES
+from bids_gsrecon.recon.m2asr.types import UnfitCheckpointError
 from tests.m2asr_fakes import ADDED, fake, fake_model, write_pairs
 
 __all__ = ['fake']
+STEPS = 100
 WRITTEN = ['net.h5', 'net_card.json', 'net_card.md', 'net_split.tsv']
 
 
@@ -47,8 +51,8 @@ def apply(case, weights, *more, reference='sub-01_T1w', target='sub-01_coarse_T2
 
 
 def error_line(capsys):
-    """The one line on standard error."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    """The one line on standard error, beside what there is to know."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and ': note: ' not in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith('gsrecon m2asr: error: ')
     return lines[0]
@@ -109,6 +113,14 @@ def test_the_split_stays(case, fake):
     assert held_out[2] == held_out[0]
 
 
+def test_two_trainings_of_one_file_are_one_too_many(case, fake, capsys):
+    with locked(case / 'out' / 'net.h5'):
+        assert train(case) == 2
+        assert 'net.h5 is being processed by run of process' in error_line(capsys)
+    assert fake['train'] == [] and train(case) == 0
+    assert sorted(path.name for path in (case / 'out').iterdir()) == WRITTEN
+
+
 def test_one_subject_is_warned_about(case, fake, capsys):
     assert train(case, numbers=(1,)) == 0
     assert 'there is one subject only: no one can be held out' in capsys.readouterr().err
@@ -127,6 +139,7 @@ def test_an_interrupted_training_goes_on(case, fake, monkeypatch, capsys):
 
     monkeypatch.setattr(method, 'train', cut)
     assert train(case) == 1
+    assert 'interrupted: run the same command again, it goes on where it stopped' in capsys.readouterr().err
     assert sorted(path.name for path in (case / 'out').iterdir()) == ['net_checkpoint.pt', 'net_split.tsv']
     monkeypatch.setattr(method, 'train', whole)
     capsys.readouterr()
@@ -156,11 +169,11 @@ def test_what_the_method_says_of_a_checkpoint_names_the_file(case, monkeypatch, 
     from bids_gsrecon.recon.m2asr import method
 
     def refuse(*args, **kwargs):
-        raise InputError('The checkpoint is of another version: start afresh without it.')
+        raise UnfitCheckpointError('it is a checkpoint of another version: delete it to start over')
 
     monkeypatch.setattr(method, 'train', refuse)
     assert train(case) == 2
-    assert 'out/net_checkpoint.pt: The checkpoint is of another version' in error_line(capsys)
+    assert 'out/net_checkpoint.pt is a checkpoint of another version: delete it' in error_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -218,10 +231,21 @@ def test_pairs_that_the_app_made_are_trained_on(case, fake, monkeypatch, capsys)
     assert run('train', '--pairs', case / 'sub-02_T2w.h5', '-o', case / 'out' / 'one') == 0
     assert fake['train'][1][0][0].subjects == ['sub-02']
     assert card['data'][1] == {'subject': 'sub-02', 'contrast': 'T2w', 'files': ['2_T1w', '2_T2w']}
+    assert 'net_slices until the training is done' in capsys.readouterr().err
+    assert not (case / 'out' / 'net_slices').exists()
     monkeypatch.setattr(m2asr_files, 'available_memory_gb', lambda: 0.5)
-    capsys.readouterr()
     assert run('train', '--pairs', case, '-o', case / 'out' / 'net') == 2
-    assert 'GB of memory to train on and the limit here is 0.5 GB' in error_line(capsys)
+    assert 'GB of memory for its largest pair and the limit here is 0.5 GB' in error_line(capsys)
+
+
+def test_slices_that_do_not_fit_on_the_disk_are_noticed_before(case, fake, monkeypatch, capsys):
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr('shutil.disk_usage', lambda path: Usage)
+    assert train(case) == 2
+    assert 'net_slices needs about 0.00 GB for prepared slices and 0.00 GB are free' in error_line(capsys)
+    assert fake['train'] == []
 
 
 def test_labels_reach_the_method(case, fake):
@@ -351,7 +375,7 @@ def test_factors_beyond_6_are_refused_and_those_beyond_the_training_warned_about
         assert apply(case, weights, target='lr_T2w') == code
     lines = capsys.readouterr().err.splitlines()
     assert (
-        'lr_T2w.nii.gz: ' in lines[0] and '8 x 7.33 times as coarse' in lines[0] and '6 at most' in lines[0]
+        'lr_T2w.nii.gz is ' in lines[0] and '8 x 7.33 times as coarse' in lines[0] and '6 at most' in lines[0]
     )
     assert 'factors 2 x 2 are outside those of the training, 1 to 1.5' in lines[1]
     record = json.loads((case / 'out' / 'fine.json').read_text())
@@ -382,33 +406,44 @@ def test_errors_of_the_method_name_the_file(case, weights, monkeypatch, capsys):
     from bids_gsrecon.recon.m2asr import method
 
     def refuse(*args, **kwargs):
-        raise InputError('The target is odd: leave it.')
+        raise ValueError('it is odd: leave it')
 
     monkeypatch.setattr(method, 'apply', refuse)
     assert apply(case, weights) == 2
-    assert 'sub-01_coarse_T2w.nii.gz: The target is odd' in error_line(capsys)
+    assert 'sub-01_coarse_T2w.nii.gz is odd: leave it.' in error_line(capsys)
 
 
 @pytest.mark.integration
-def test_killed_in_the_middle_it_goes_on_to_the_same_network(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ended_in_the_middle_it_goes_on_to_the_same_network(tmp_path, number):
+    """SIGKILL: from the last of the regular checkpoints; others: from one that the signal made it write."""
     case = write_pairs(tmp_path, 1, shape=(72, 80, 6), slice_mm=3.0)
     pair = ['--pair', case / 'sub-01_T1w.nii.gz', case / 'sub-01_T2w.nii.gz']
-    more = ['--max-steps', 30, '--checkpoint-minutes', 1e-4, '--threads', 1]
+    more = ['--max-steps', STEPS, '--checkpoint-minutes', 0.02, '--threads', 1]
     program = [sys.executable, '-m', 'bids_gsrecon.cli.direct', 'm2asr', 'train']
     command = [str(a) for a in [*program, *pair, '-o', case / 'cut.h5', *more]]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = case / 'cut_checkpoint.pt'
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoint, slices = case / 'cut_checkpoint.pt', case / 'cut_slices'
     deadline = time.monotonic() + 300
     while not checkpoint.exists():
-        assert process.poll() is None, 'it must not end before it is killed'
+        assert process.poll() is None, 'it must not end before it is struck'
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert not (case / 'cut.h5').exists()
+    before = torch.load(checkpoint, weights_only=True)['state']['step']
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert slices.exists() and not (case / 'cut.h5').exists()
+    step = torch.load(checkpoint, weights_only=True)['state']['step']
+    if number == signal.SIGKILL:
+        assert before == step
+    else:
+        assert before < step < STEPS and process.returncode == 1
+        end = 'interrupted: run the same command again, it goes on where it stopped.'
+        assert said.splitlines()[-1].endswith(end)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert '30 steps' in done.stdout and not checkpoint.exists()
+    assert f'{STEPS} steps' in done.stdout and not checkpoint.exists() and not slices.exists()
     assert run('train', *pair, '-o', case / 'whole.h5', *more) == 0
     cut, whole = (load_weights(case / f'{name}.h5') for name in ('cut', 'whole'))
     for name, values in whole.state.items():

@@ -119,7 +119,7 @@ def test_the_gain_on_itself_is_that_of_a_known_truth(case, monkeypatch):
 
         calls.append((reference, lattice, target, keywords))
         image = zero_filled(target, target_lattice, lattice, keywords['slice_axis'])
-        return Applied(image, [], (2.0, 2.0))
+        return Applied(image, image, [], (2.0, 2.0))
 
     monkeypatch.setattr(method, 'apply', nothing)
     record = json.loads(Path(apply(case).metadata_file).read_text())
@@ -134,9 +134,10 @@ def test_the_gain_on_itself_is_that_of_a_known_truth(case, monkeypatch):
     np.testing.assert_allclose(reference, truth, atol=0.02 * truth.max())
 
     def knows(model, reference, lattice, target, target_lattice, **keywords):
+        done = nothing(model, reference, lattice, target, target_lattice, **keywords)
         if lattice.shape == own.data.shape:
-            return Applied(own.data + 0.01, [], (2.0, 2.0))
-        return nothing(model, reference, lattice, target, target_lattice, **keywords)
+            done.image = own.data + 0.01
+        return done
 
     monkeypatch.setattr(method, 'apply', knows)
     record = json.loads(Path(apply(case).metadata_file).read_text())
@@ -165,10 +166,10 @@ def test_verdicts():
 
 def test_errors_of_the_method_name_the_image(case, monkeypatch):
     def refuse(*args, **kwargs):
-        raise InputError('The target is odd: leave it.')
+        raise ValueError('it is odd: leave it')
 
     monkeypatch.setattr(m2asr_outputs.method, 'apply', refuse)
-    with pytest.raises(InputError, match=r'/data/sub-01_T2w\.nii\.gz: The target is odd'):
+    with pytest.raises(InputError, match=r'/data/sub-01_T2w\.nii\.gz is odd'):
         apply(case)
 
 

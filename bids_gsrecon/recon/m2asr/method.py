@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.imaging.kspace_crop import in_plane_axes
 from bids_gsrecon.imaging.lattice import Lattice
@@ -17,7 +16,15 @@ from bids_gsrecon.recon.m2asr.network import Network, n_parameters
 from bids_gsrecon.recon.m2asr.samples import Sampler, Subject
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap
 from bids_gsrecon.recon.m2asr.training import Trainer, choose_device, process_group
-from bids_gsrecon.recon.m2asr.types import CARD_FORMAT, Applied, Checkpoint, Model, Pair, TrainingOptions
+from bids_gsrecon.recon.m2asr.types import (
+    CARD_FORMAT,
+    Applied,
+    Checkpoint,
+    Model,
+    Pair,
+    Store,
+    TrainingOptions,
+)
 from bids_gsrecon.recon.m2asr.volumes import SCORED_SCALES, scores, sharpen
 from bids_gsrecon.recon.progress import Progress
 
@@ -33,6 +40,7 @@ def train(
     *,
     labels: Sequence[LabelMap] = (),
     checkpoint: Checkpoint | None = None,
+    store: Store | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Train a network on pairs.
@@ -44,68 +52,80 @@ def train(
     Parameters
     ----------
     pairs
-        Training and validation pairs together (`TrainingOptions.validation_subjects` tells which are which).
+        Training and validation pairs together (`TrainingOptions.validation_subjects` tells which are which); looked at
+        one by one, so that a sequence that reads them from files needs the memory of one.
     options
         Every choice; default: `TrainingOptions()`.
     labels
         What `TrainingOptions.synthetic_fraction` makes contrasts of; none: tissue classes of the pairs themselves.
     checkpoint
-        Where to resume from and to save to; a resumed training of so many steps equals the undisturbed one.
+        Where to resume from and to save to, also when a `KeyboardInterrupt` ends the training; a resumed training of so
+        many steps equals the undisturbed one.
+    store
+        Where prepared slices are kept, to be read when they are drawn; none: in memory. The draws are the same.
     progress
         Called as ``progress(stage, done, total)``.
 
     Raises
     ------
-    InputError
-        No training pair, slices too small, a checkpoint of another training.
+    ValueError
+        No training pair, slices too small.
+    UnfitCheckpointError
+        A checkpoint of another training.
     """
     options = options or TrainingOptions()
     report = progress or (lambda stage, done, total: None)
-    held_out = [p for p in pairs if p.subject in options.validation_subjects]
-    used = [p for p in pairs if p.subject not in options.validation_subjects]
-    if not used:
-        raise InputError('No pair is left to train on: give more subjects, or hold out fewer.')
-    if len({p.reference_contrast for p in pairs}) > 1:
-        raise InputError('The pairs have different reference contrasts: train one model for each.')
+    names = pairs.subjects if hasattr(pairs, 'subjects') else [p.subject for p in pairs]
+    held_out = [n for n, name in enumerate(names) if name in options.validation_subjects]
+    if len(held_out) == len(names):
+        raise ValueError('no pair is left to train on: give more subjects, or hold out fewer')
     size = SIZES[options.size]
     network, schedule = options.network or size.network, options.schedule or size.schedule
     device = choose_device(options.device)
     with thread_limit(options.n_threads), process_group(device):
-        sampler = _sampler(used, labels, network, schedule.batch, options)
+        sampler = _sampler(pairs, labels, network, schedule.batch, options, held_out, store, report)
         trainer = Trainer(network, schedule, options, sampler, device)
         trainer.run(checkpoint, lambda done, total: report('training', done, total))
         averaged = trainer.averaged().to(device)
         report('scoring', 0, 1)
         low, high = options.scales
         scales = [s for s in SCORED_SCALES if low < s <= high]
-        table = scores(averaged, held_out, scales) if held_out else {}
+        table = scores(averaged, [lambda n=n: pairs[n] for n in held_out], scales) if held_out else {}
         report('scoring', 1, 1)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in averaged.state_dict().items()}
-    return Model(network, state, _card(trainer, used, held_out, options, table))
+    return Model(network, state, _card(trainer, {names[n] for n in held_out}, options, table))
 
 
-def _sampler(pairs, labels, network, batch: int, options: TrainingOptions) -> Sampler:
-    """Of the pairs, cut and normalised."""
-    fraction = options.synthetic_fraction
-    subjects = [Subject.of(p, network.patch, fraction > 0 and not labels) for p in pairs]
-    made_up = [Subject.of_labels(one, network.patch) for one in labels] if labels else subjects
-    if not network.patch and (batch > 1) and len({tuple(p.lattice.shape) for p in pairs}) > 1:
-        raise InputError(
-            'Whole slices of different sizes make no batch: choose a size that works on patches.'
-        )
-    return Sampler(subjects, made_up, network.patch, batch, fraction, options.seed)
+def _sampler(
+    pairs, labels, network, batch: int, options: TrainingOptions, held_out=(), store=None, report=None
+) -> Sampler:
+    """Of the pairs that are not held out, cut and normalised."""
+    fraction, patch = options.synthetic_fraction, network.patch
+    with_labels = fraction > 0 and not labels
+    subjects, contrasts = [], set()
+    for n in range(len(pairs)):
+        if n in held_out:
+            contrasts.add(pairs[n].reference_contrast)
+        else:
+            name = f'{n:05d}-{patch}{"-labels" if with_labels else ""}'
+            subjects.append(Subject.kept(store, name, lambda: Subject.of(pairs[n], patch, with_labels)))  # noqa: B023
+            contrasts.add(subjects[-1].facts['reference_contrast'])
+        if report is not None:
+            report('preparing slices', n + 1, len(pairs))
+    if len(contrasts) > 1:
+        raise ValueError('the pairs have different reference contrasts: train one model for each')
+    made_up = [Subject.of_labels(one, patch) for one in labels] if labels else subjects
+    if not patch and batch > 1 and len({subject.full for subject in subjects}) > 1:
+        raise ValueError('whole slices of different sizes make no batch: choose a size that works on patches')
+    return Sampler(subjects, made_up, patch, batch, fraction, options.seed, options.synthetic_weight)
 
 
-def _card(trainer: Trainer, used, held_out, options: TrainingOptions, table: dict) -> dict:
-    voxels, fields = [], []
-    for pair in used:
-        axes = list(in_plane_axes(pair.slice_axis))
-        sizes = pair.lattice.voxel_sizes_mm[axes]
-        voxels.extend(sizes.tolist())
-        fields.extend((sizes * np.array(pair.lattice.shape)[axes]).tolist())
+def _card(trainer: Trainer, held_out: set[str], options: TrainingOptions, table: dict) -> dict:
+    used = [subject.facts for subject in trainer.sampler.subjects]
+    voxels, fields = ([v for facts in used for v in facts[key]] for key in ('voxel_mm', 'field_of_view_mm'))
     warnings = []
     if not held_out:
-        one = len({p.subject for p in used}) == 1
+        one = len({facts['subject'] for facts in used}) == 1
         warnings.append(
             'Trained on one subject: there is no held-out score, and other heads may look different.'
             if one
@@ -116,12 +136,12 @@ def _card(trainer: Trainer, used, held_out, options: TrainingOptions, table: dic
         'size': options.size,
         'n_parameters': n_parameters(trainer.network),
         'scales': [float(s) for s in options.scales],
-        'contrasts': sorted({p.contrast for p in used if p.contrast}),
-        'reference_contrast': used[0].reference_contrast,
+        'contrasts': sorted({facts['contrast'] for facts in used if facts['contrast']}),
+        'reference_contrast': used[0]['reference_contrast'],
         'voxel_mm': [round(min(voxels), 4), round(max(voxels), 4)],
         'field_of_view_mm': [round(min(fields), 1), round(max(fields), 1)],
-        'subjects': sorted({p.subject for p in used}),
-        'validation_subjects': sorted({p.subject for p in held_out}),
+        'subjects': sorted({facts['subject'] for facts in used}),
+        'validation_subjects': sorted(held_out),
         'steps': trainer.step,
         'minutes': round(trainer.minutes, 3),
         'seed': options.seed,
@@ -176,25 +196,23 @@ def apply(
 
     Raises
     ------
-    InputError
+    ValueError
         Fields of view or slices that do not fit, a factor outside (1, 6], values that are not finite.
     """
     for name, image, lattice in (
-        ('reference', reference, reference_lattice),
-        ('target', target, target_lattice),
+        ('its reference', reference, reference_lattice),
+        ('it', target, target_lattice),
     ):
         if np.shape(image) != lattice.shape:
-            raise InputError(
-                f'The {name} has the shape {np.shape(image)}, not that of its grid {lattice.shape}.'
-            )
+            raise ValueError(f'{name} has the shape {np.shape(image)}, not that of its grid {lattice.shape}')
         if not np.isfinite(image).all():
-            raise InputError(f'The {name} holds NaN or infinite values: replace them.')
+            raise ValueError(f'{name} holds NaN or infinite values: replace them')
         if np.min(image) == np.max(image):
-            raise InputError(f'The {name} has one value everywhere: there is nothing to sharpen.')
+            raise ValueError(f'{name} has one value everywhere: there is nothing to sharpen')
     if mask is not None:
         mask = np.asarray(mask) > 0
         if mask.shape != reference_lattice.shape:
-            raise InputError('The mask is not on the grid of the reference.')
+            raise ValueError('its mask is not on the grid of its reference')
     if slice_axis is None:
         slice_axis = find_slice_axis(reference_lattice, target_lattice)
     scale = check_grids(reference_lattice, target_lattice, slice_axis)
@@ -203,11 +221,11 @@ def apply(
     where = choose_device(device)
     with thread_limit(n_threads):
         network = build(model).to(where)
-        image = sharpen(
+        image, filled = sharpen(
             network, np.asarray(target, np.float32), target_lattice, np.asarray(reference, np.float32),
             reference_lattice, slice_axis, mask=mask, progress=lambda d, n: report('slices', d, n),
         )  # fmt: skip
-    return Applied(image.astype(np.float32), warnings, scale)
+    return Applied(image.astype(np.float32), filled, warnings, scale)
 
 
 def build(model: Model) -> Network:
@@ -215,15 +233,15 @@ def build(model: Model) -> Network:
 
     Raises
     ------
-    InputError
+    ValueError
         Weights that do not fit the configuration.
     """
     network = Network(model.config)
     try:
         network.load_state_dict(model.state)
     except RuntimeError as error:
-        raise InputError(
-            'The weights are of another size or version of the network: train them again.'
+        raise ValueError(
+            'the weights are of another size or version of the network: train them again'
         ) from error
     return network.to(memory_format=torch.channels_last).eval()
 
@@ -233,15 +251,15 @@ def find_slice_axis(reference: Lattice, target: Lattice) -> int:
 
     Raises
     ------
-    InputError
+    ValueError
         There is none.
     """
     ratio = target.voxel_sizes_mm / reference.voxel_sizes_mm
     same = [a for a in range(3) if target.shape[a] == reference.shape[a] and abs(ratio[a] - 1) < 0.01]
     if not same:
-        raise InputError(
-            'The target and the reference share no slices: along one axis both need the same voxels. Resample the'
-            ' reference to the slices of the target first.'
+        raise ValueError(
+            'it and its reference share no slices, along one axis both need the same voxels: resample the'
+            ' reference to its slices first'
         )
     return max(same, key=lambda a: (round(float(reference.voxel_sizes_mm[a]), 3), a))
 
@@ -251,16 +269,16 @@ def check_grids(reference: Lattice, target: Lattice, slice_axis: int) -> tuple[f
 
     Raises
     ------
-    InputError
+    ValueError
         Directions, slices or fields of view that do not fit, factors outside (1, 6].
     """
     matrix = target.world_to_voxel @ reference.affine
     diagonal = np.diag(matrix[:3, :3])
     turned = np.abs((matrix[:3, :3] - np.diag(diagonal)) * np.array(reference.shape)).max() > 0.25
     if turned or (diagonal <= 0).any():
-        raise InputError(
-            'The axes of the target and the reference point in different directions: resample the reference to the'
-            ' directions of the target first.'
+        raise ValueError(
+            'its axes and those of its reference point in different directions: resample the reference to its'
+            ' directions first'
         )
     same_slices = (
         target.shape[slice_axis] == reference.shape[slice_axis]
@@ -268,21 +286,21 @@ def check_grids(reference: Lattice, target: Lattice, slice_axis: int) -> tuple[f
         and abs(matrix[slice_axis, 3]) < 0.25
     )
     if not same_slices:
-        raise InputError(
-            'The target and the reference differ in their slices: resample the reference to those first.'
+        raise ValueError(
+            'it and its reference differ in their slices: resample the reference to its slices first'
         )
     axes = in_plane_axes(slice_axis)
     factors = tuple(float(1 / diagonal[a]) for a in axes)
     if min(factors) < 0.999 or max(factors) <= 1.001 or max(factors) > LARGEST + 1e-3:
-        raise InputError(
-            f'The target is {factors[0]:.3g} x {factors[1]:.3g} times as coarse as the reference in plane: the factors'
-            f' must be 1 at least, {LARGEST:g} at most and not both 1.'
+        raise ValueError(
+            f'it is {factors[0]:.3g} x {factors[1]:.3g} times as coarse as its reference in plane: the factors'
+            f' must be 1 at least, {LARGEST:g} at most and not both 1'
         )
     for a in axes:
         first, last = matrix[a, 3] - diagonal[a] / 2, matrix[a, 3] + diagonal[a] * (reference.shape[a] - 0.5)
         if abs(first + 0.5) > 0.75 or abs(last - (target.shape[a] - 0.5)) > 0.75:
-            raise InputError(
-                "The target and the reference have different fields of view: crop or pad the reference to the target's."
+            raise ValueError(
+                'it and its reference have different fields of view: crop or pad the reference to its own'
             )
     return factors
 

@@ -1,29 +1,30 @@
 """What a training step sees: pieces of slices, made coarse on the fly.
 
-Volumes are cut to the box of their signal once; slices across any axis are views of it. A slice is acquired (cropped
-k-space, magnitude) and zero-filled again by small matrix products (`imaging.kspace_crop`), so nothing is cached on disk
-and every scale is as cheap. The magnitude in between matters: it folds the ringing around a head back to positive values,
+Volumes are cut to the box of their signal once. A slice is acquired (cropped k-space, magnitude) and zero-filled again
+by small matrix products (`imaging.kspace_crop`), so only sharp slices are kept, in memory or in a `types.Store`, and every
+scale is as cheap. The magnitude in between matters: it folds the ringing around a head back to positive values,
 and a network that has not seen that is worse at the rim (half a dB in the mask at x4, on the benchmark).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.foreground import background_value, bounding_box, foreground_threshold
-from bids_gsrecon.imaging.kspace_crop import band_limited, coarse_side
+from bids_gsrecon.imaging.kspace_crop import band_limited, coarse_side, in_plane_axes
 from bids_gsrecon.recon.m2asr.synthetic import LabelMap, random_contrasts, tissue_classes
-from bids_gsrecon.recon.m2asr.types import Pair
+from bids_gsrecon.recon.m2asr.types import Pair, Store
 
 GAIN = 0.15  # spread (log) of the brightness of either image: percentiles of another head may differ by it
 GAMMA = 0.15  # spread (log) of the reference's exponent
 RINGING = 16  # coarse pixels beyond the box of the mask that an acquired slice is looked at
 NEARLY_ISOTROPIC = 1.15  # ratio of voxel sides below which slices are cut across all three axes
+GEOMETRY = ('shape', 'start', 'full')
 
 
 def intensity_range(image: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
@@ -46,24 +47,26 @@ class Subject:
 
     Attributes
     ----------
-    images
-        (2, X, Y, Z) float32: target, reference.
+    planes
+        By axis, (N, 2, h, w) float32: target and reference of every slice across it; a slice is read when it is drawn.
     labels
-        (X, Y, Z) integers, tissue classes; None unless contrasts are to be made up.
-    start, full
-        (3,) where the box begins, and the size of the whole grid: the field of view of k-space.
-    axes
-        Axes across which slices are cut.
+        By axis, (N, h, w) int16: their tissue classes; empty unless contrasts are to be made up.
     places
-        (M, 3) voxels of the mask.
+        (M,) voxels of the mask, numbered through the box in C order.
+    shape, start, full
+        (3,) of the box, where it begins, and of the whole grid: the field of view of k-space.
+    facts
+        About the pair, for the card, JSON-able: ``subject``, ``contrast``, ``reference_contrast``, and in plane
+        ``voxel_mm`` and ``field_of_view_mm``.
     """
 
-    images: np.ndarray
-    labels: np.ndarray | None
-    start: np.ndarray
-    full: np.ndarray
-    axes: tuple[int, ...]
+    planes: dict[int, np.ndarray]
+    labels: dict[int, np.ndarray]
     places: np.ndarray
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    full: tuple[int, ...]
+    facts: dict
 
     @classmethod
     def of(cls, pair: Pair, patch: int, with_labels: bool) -> Subject:
@@ -71,13 +74,13 @@ class Subject:
 
         Raises
         ------
-        InputError
+        ValueError
             Slices smaller than a patch; an empty mask.
         """
         mask = signal(pair)
         if not mask.any():
-            raise InputError(f'The mask of {pair.subject} is empty: leave the subject or the mask out.')
-        axes = _axes(pair.lattice, pair.slice_axis, patch)
+            raise ValueError(f'the mask of {pair.subject} is empty: leave the subject or the mask out')
+        axes = slice_axes(pair.lattice, pair.slice_axis, patch)
         start, stop = _box(mask, patch, axes, pair.subject)
         cut = tuple(slice(a, b) for a, b in zip(start, stop))
         images = []
@@ -85,28 +88,64 @@ class Subject:
             low, span = intensity_range(image, pair.mask)
             images.append((image[cut] - low) / span)
         images = np.stack(images).astype(np.float32)
-        labels = tissue_classes(images, mask[cut]) if with_labels else None
-        full = np.array(mask.shape)
-        return cls(images, labels, start, full, axes, np.argwhere(mask[cut]))
+        planes = {axis: np.moveaxis(images, axis - 3, 0) for axis in axes}
+        labels = _by_axis(tissue_classes(images, mask[cut]), axes) if with_labels else {}
+        in_plane = list(in_plane_axes(pair.slice_axis))
+        sizes = pair.lattice.voxel_sizes_mm[in_plane]
+        facts = {
+            'subject': pair.subject,
+            'contrast': pair.contrast,
+            'reference_contrast': pair.reference_contrast,
+            'voxel_mm': sizes.tolist(),
+            'field_of_view_mm': (sizes * np.array(mask.shape)[in_plane]).tolist(),
+        }
+        return cls(planes, labels, *_geometry(mask, start, cut), facts)
 
     @classmethod
     def of_labels(cls, labels: LabelMap, patch: int) -> Subject:
         """Of a label map: no images, only contrasts that are made up."""
         mask = labels.labels > 0
-        axes = _axes(labels.lattice, labels.lattice.coarsest_axis, patch)
+        axes = slice_axes(labels.lattice, labels.lattice.coarsest_axis, patch)
         start, stop = _box(mask, patch, axes, 'the label map')
         cut = tuple(slice(a, b) for a, b in zip(start, stop))
-        full = np.array(mask.shape)
-        return cls(
-            np.zeros((2, 0, 0, 0), np.float32), labels.labels[cut], start, full, axes, np.argwhere(mask[cut])
-        )
+        return cls({}, _by_axis(labels.labels[cut], axes), *_geometry(mask, start, cut), {})
+
+    @classmethod
+    def kept(cls, store: Store | None, name: str, make: Callable[[], Subject]) -> Subject:
+        """What ``make`` returns, its slices in ``store``: from there if they are there already; None: in memory."""
+        if store is None:
+            return make()
+        if (found := store.load(name)) is None:
+            found = store.save(name, *make()._parts())
+        arrays, facts = found
+        by_axis = {
+            kind: {int(key[-1]): array for key, array in arrays.items() if key[:-1] == kind}
+            for kind in ('planes', 'labels')
+        }
+        geometry = {key: tuple(facts[key]) for key in GEOMETRY}
+        return cls(**by_axis, places=arrays['places'], **geometry, facts=facts['facts'])
+
+    def _parts(self) -> tuple[dict[str, np.ndarray], dict]:
+        """For a store: arrays by name, and the rest. Numbers of two bytes come last, so that all lie aligned."""
+        planes = {f'planes{axis}': array for axis, array in self.planes.items()}
+        labels = {f'labels{axis}': array for axis, array in self.labels.items()}
+        facts = {name: list(getattr(self, name)) for name in GEOMETRY}
+        return {**planes, 'places': self.places, **labels}, {**facts, 'facts': self.facts}
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Across which slices are cut."""
+        return tuple(self.planes or self.labels)
+
+    def place(self, number: int) -> tuple[int, ...]:
+        """A voxel of the mask, in the box."""
+        return tuple(int(i) for i in np.unravel_index(self.places[number], self.shape))
 
     def draw(self, rng: np.random.Generator, patch: int, factor: float, synthetic: bool):
         """Zero-filled target, reference and target (patch, patch) of a random place, and n / m."""
         axis = int(rng.choice(self.axes))
-        place = self.places[rng.integers(len(self.places))]
-        source = self.labels if synthetic else self.images
-        plane = np.moveaxis(source, axis - 3, 0)[place[axis]]
+        place = self.place(rng.integers(len(self.places)))
+        plane = (self.labels if synthetic else self.planes)[axis][place[axis]]
         if synthetic:
             plane = random_contrasts(plane, rng)
         first, second = (a for a in range(3) if a != axis)
@@ -115,9 +154,9 @@ class Subject:
             size = plane.shape[1 + (a == second)]
             low = int(np.clip(place[a] - rng.integers(patch), 0, size - patch)) if patch else 0
             ranges.append(slice(low, low + (patch or size)))
-            n = int(self.full[a])
+            n = self.full[a]
             side = coarse_side(n, factor)
-            crop, fill = _matrices(n, side, int(self.start[a]), size)
+            crop, fill = _matrices(n, side, self.start[a], size)
             cropping.append(crop)
             filling.append(fill[ranges[-1]])
             ratio *= n / side
@@ -141,6 +180,8 @@ class Sampler:
         Real pairs, and what made-up contrasts are drawn from.
     patch
         0: whole slices (of one size).
+    synthetic_weight
+        Of the loss of a made-up draw, that of a real one being 1.
     """
 
     subjects: list[Subject]
@@ -149,11 +190,14 @@ class Sampler:
     batch: int
     synthetic_fraction: float
     seed: int
+    synthetic_weight: float = 1.0
 
-    def draw(self, step: int, rank: int, scales: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """(3, B, h, w) float32: zero-filled, reference, target; and (B,) scales."""
+    def draw(
+        self, step: int, rank: int, scales: tuple[float, float]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """(3, B, h, w) float32: zero-filled, reference, target; (B,) scales; and weights, none where all are alike."""
         rng = np.random.default_rng([self.seed, rank, step])
-        samples, ratios = [], []
+        samples, ratios, weights = [], [], []
         for _ in range(self.batch):
             synthetic = rng.random() < self.synthetic_fraction
             group = self.made_up if synthetic else self.subjects
@@ -161,7 +205,10 @@ class Sampler:
             sample, ratio = subject.draw(rng, self.patch, rng.uniform(*scales), synthetic)
             samples.append(_augmented(sample, rng))
             ratios.append(ratio)
-        return np.stack(samples, 1), np.array(ratios, np.float32)
+            weights.append(self.synthetic_weight if synthetic else 1.0)
+        alike = not self.synthetic_fraction or self.synthetic_weight == 1
+        weights = None if alike else np.array(weights, np.float32)
+        return np.stack(samples, 1), np.array(ratios, np.float32), weights
 
 
 @lru_cache(maxsize=512)
@@ -193,7 +240,20 @@ def _augmented(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def _axes(lattice, slice_axis: int, patch: int) -> tuple[int, ...]:
+def _by_axis(volume: np.ndarray, axes) -> dict[int, np.ndarray]:
+    return {axis: np.moveaxis(volume, axis, 0) for axis in axes}
+
+
+def _geometry(mask: np.ndarray, start, cut):
+    """Places, shape, start and full of a box of a mask."""
+    inside = mask[cut]
+    places = np.flatnonzero(inside)
+    if inside.size < 2**31:
+        places = places.astype(np.int32)
+    return places, inside.shape, tuple(int(a) for a in start), mask.shape
+
+
+def slice_axes(lattice, slice_axis: int, patch: int) -> tuple[int, ...]:
     """Across which slices are cut: all three of isotropic voxels, where the planes hold a patch."""
     sizes = lattice.voxel_sizes_mm
     isotropic = sizes.max() <= NEARLY_ISOTROPIC * sizes.min()
@@ -212,5 +272,5 @@ def _box(mask: np.ndarray, patch: int, axes, name: str) -> tuple[np.ndarray, np.
         low[a] = max(0, min(low[a] - lacking // 2, size[a] - patch))
         high[a] = min(size[a], max(high[a], low[a] + patch))
         if high[a] - low[a] < max(patch, 8):
-            raise InputError(f'The slices of {name} are smaller than {max(patch, 8)} pixels.')
+            raise ValueError(f'the slices of {name} are smaller than {max(patch, 8)} pixels: leave it out')
     return low, high

@@ -11,6 +11,7 @@ from scipy.cluster.vq import kmeans2
 from bids_gsrecon.imaging.lattice import Lattice
 
 CLASSES = 12
+AT_ONCE = 100_000  # voxels whose distances to all classes are in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,11 @@ def tissue_classes(images: np.ndarray, mask: np.ndarray, n: int = CLASSES, seed:
     some = values[rng.choice(len(values), min(len(values), 20_000), replace=False)]
     centres, _ = kmeans2(some, n, minit='++', seed=rng)
     labels = np.zeros(mask.shape, np.int16)
-    labels[mask] = ((values[:, None] - centres) ** 2).sum(-1).argmin(1) + 1
+    nearest = [
+        ((some[:, None] - centres) ** 2).sum(-1).argmin(1)
+        for some in np.array_split(values, len(values) // AT_ONCE + 1)
+    ]
+    labels[mask] = np.concatenate(nearest) + 1
     return labels
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,16 +15,16 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.distributed as dist
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.recon.m2asr.config import NetworkConfig, Schedule
 from bids_gsrecon.recon.m2asr.losses import total_loss
 from bids_gsrecon.recon.m2asr.network import Network
 from bids_gsrecon.recon.m2asr.optimizer import Optimizer
 from bids_gsrecon.recon.m2asr.samples import Sampler
-from bids_gsrecon.recon.m2asr.types import Checkpoint, TrainingOptions
+from bids_gsrecon.recon.m2asr.types import Checkpoint, TrainingOptions, UnfitCheckpointError
 
 CHECKPOINT_FORMAT = 1
 LOSS_MEMORY = 0.98  # of the mean loss that is reported
+INTERRUPTIONS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 @dataclass(eq=False)
@@ -65,17 +67,23 @@ class Trainer:
             self.restore(state)
         clock = time.process_time if self.options.clock == 'processor' else time.perf_counter
         before, started, saved = self.minutes, clock(), time.perf_counter()
-        with _deterministic():
-            while self._share() < 1:
-                self.train_step()
-                self.minutes = self._agreed(before + (clock() - started) / 60)
-                report(*self._done())
-                if (
-                    checkpoint is not None
-                    and time.perf_counter() - saved > 60 * self.options.checkpoint_minutes
-                ):
-                    self._save(checkpoint)
-                    saved = time.perf_counter()
+        try:
+            with _deterministic():
+                while self._share() < 1:
+                    self.train_step()
+                    self.minutes = self._agreed(before + (clock() - started) / 60)
+                    report(*self._done())
+                    if (
+                        checkpoint is not None
+                        and time.perf_counter() - saved > 60 * self.options.checkpoint_minutes
+                    ):
+                        self._save(checkpoint)
+                        saved = time.perf_counter()
+        except KeyboardInterrupt:
+            # What has been drawn or computed since the last step has changed nothing: see `train_step`.
+            if checkpoint is not None:
+                self._save(checkpoint)
+            raise
         if checkpoint is not None:
             self._save(checkpoint)
 
@@ -126,27 +134,34 @@ class Trainer:
         for p in self.network.heads.parameters():
             p.requires_grad_(stage == 1 or not self.schedule.first_stage_steps)
         scales = (1.0, 1.0) if stage == 1 else self.options.scales
-        images, scale = self.sampler.draw(self.step, self.rank, scales)
+        images, scale, weights = self.sampler.draw(self.step, self.rank, scales)
         coarse, reference, target = torch.from_numpy(images).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.precision == 'bfloat16'):
             prediction = self.network(
                 coarse, reference, torch.from_numpy(scale).to(self.device),
                 decode=self.schedule.reference_loss > 0,
             )  # fmt: skip
-        loss = total_loss(prediction, target, reference, self.schedule)
+        if weights is not None:
+            weights = torch.from_numpy(weights).to(self.device)
+        loss = total_loss(prediction, target, reference, self.schedule, weights)
         self.optimizer.zero_grad()
         loss.backward()
         self._average_gradients()
+        with undisturbed():
+            self._move(loss.detach())
+
+    def _move(self, loss: torch.Tensor) -> None:
+        """Everything that a step changes."""
         self.optimizer.step(self.rate())
         self.step += 1
         with torch.no_grad():
             # A mean over more steps than there were would remember the start.
             decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - decay)
-        value = float(loss.detach())
+        value = float(loss)
         if not math.isfinite(value):
-            raise InputError(
-                f'The training diverged after {self.step} steps (its loss is {value}): train again with another seed.'
+            raise ValueError(
+                f'the training diverged after {self.step} steps (its loss is {value}): train again with another seed'
             )
         self.loss = value if math.isnan(self.loss) else LOSS_MEMORY * self.loss + (1 - LOSS_MEMORY) * value
 
@@ -176,16 +191,16 @@ class Trainer:
 
         Raises
         ------
-        InputError
-            The checkpoint is of another training.
+        UnfitCheckpointError
+            It is of another training.
         """
         if state.get('format') != CHECKPOINT_FORMAT:
-            raise InputError('The checkpoint is of another version: start afresh without it.')
+            raise UnfitCheckpointError('it is a checkpoint of another version: delete it to start over')
         mine, theirs = self._fingerprint(), state['training']
         if different := sorted(k for k in mine if mine[k] != theirs.get(k)):
-            raise InputError(
-                f'The checkpoint is of another training (it differs in {", ".join(different)}): repeat the options it'
-                ' was made with, or start afresh without it.'
+            raise UnfitCheckpointError(
+                f'it is the checkpoint of another training (it differs in {", ".join(different)}): repeat the options'
+                ' it was made with, or delete it to start over'
             )
         self.network.load_state_dict(state['network'])
         self.optimizer.load_state_dict(state['optimizer'])
@@ -200,6 +215,7 @@ class Trainer:
             'scales': list(self.options.scales),
             'seed': self.options.seed,
             'synthetic_fraction': self.options.synthetic_fraction,
+            'synthetic_weight': self.options.synthetic_weight,
             'subjects': len(self.sampler.subjects),
             'processes': self.world,
         }
@@ -228,6 +244,25 @@ class Trainer:
 
 
 @contextmanager
+def undisturbed():
+    """Signals that would interrupt the block (their handlers raise in the main thread) wait for its end."""
+    held: list[int] = []
+    before = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in INTERRUPTIONS:
+                if callable(handler := signal.getsignal(number)):
+                    before[number] = handler
+                    signal.signal(number, lambda signum, frame: held.append(signum))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(held):
+            signal.raise_signal(number)
+
+
+@contextmanager
 def process_group(device: torch.device):
     """The processes that ``torchrun`` started, if it did and nobody has joined them yet."""
     if int(os.environ.get('WORLD_SIZE', '1')) == 1 or dist.is_initialized():
@@ -245,13 +280,13 @@ def choose_device(name: str) -> torch.device:
 
     Raises
     ------
-    InputError
+    ValueError
         ``cuda`` where there is none.
     """
     if name not in ('auto', 'cpu', 'cuda'):
-        raise InputError(f'The device must be auto, cpu or cuda, not {name!r}.')
+        raise ValueError(f'the device must be auto, cpu or cuda, not {name!r}')
     if name == 'cuda' and not torch.cuda.is_available():
-        raise InputError('There is no CUDA device here: choose the device cpu.')
+        raise ValueError('there is no CUDA device here: choose the device cpu')
     if name == 'cpu' or not torch.cuda.is_available():
         return torch.device('cpu')
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0')))

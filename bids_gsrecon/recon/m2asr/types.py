@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.recon.m2asr.config import SIZES, NetworkConfig, Schedule
 
@@ -37,7 +36,7 @@ class Pair:
 
     Raises
     ------
-    InputError
+    ValueError
         Grids that differ, values that are not finite, an image of one value.
     """
 
@@ -54,22 +53,22 @@ class Pair:
         for name in ('reference', 'target'):
             data = np.asarray(getattr(self, name), dtype=np.float32)
             if data.shape != self.lattice.shape:
-                raise InputError(
-                    f'The {name} of {self.subject} has the shape {data.shape}, not that of the grid'
-                    f' {self.lattice.shape}: register both images to one grid first.'
+                raise ValueError(
+                    f'the {name} of {self.subject} has the shape {data.shape}, not that of the grid'
+                    f' {self.lattice.shape}: register both images to one grid first'
                 )
             if not np.isfinite(data).all():
-                raise InputError(f'The {name} of {self.subject} holds NaN or infinite values: replace them.')
+                raise ValueError(f'the {name} of {self.subject} holds NaN or infinite values: replace them')
             if data.min() == data.max():
-                raise InputError(f'The {name} of {self.subject} has one value everywhere: leave it out.')
+                raise ValueError(f'the {name} of {self.subject} has one value everywhere: leave it out')
             object.__setattr__(self, name, data)
         if self.mask is not None:
             mask = np.asarray(self.mask) > 0
             if mask.shape != self.lattice.shape:
-                raise InputError(f'The mask of {self.subject} is not on the grid of its images.')
+                raise ValueError(f'the mask of {self.subject} is not on the grid of its images')
             object.__setattr__(self, 'mask', mask)
         if self.slice_axis not in (0, 1, 2):
-            raise InputError(f'The slice axis must be 0, 1 or 2, not {self.slice_axis}.')
+            raise ValueError(f'the slice axis must be 0, 1 or 2, not {self.slice_axis}')
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,10 @@ class TrainingOptions:
     synthetic_fraction
         Share of the draws with contrasts that are made up, every tissue with any brightness in either image, so that
         the model does not rely on how one sequence looks; of label maps, or of the pairs' own tissue classes.
+    synthetic_weight
+        Of the loss of these draws. Their errors are edges, all alike, and the mean gradient is four times that of real draws
+        (seen after 400 steps of ``tiny``): with a weight of one, a share of 0.15 is 0.4 of the gradient, and costs
+        0.3 dB.
     checkpoint_minutes
         Time between checkpoints.
     clock
@@ -114,6 +117,7 @@ class TrainingOptions:
     device: str = 'auto'
     validation_subjects: tuple[str, ...] = ()
     synthetic_fraction: float = 0.0
+    synthetic_weight: float = 0.5
     checkpoint_minutes: float = 5.0
     clock: str = 'wall'
     network: NetworkConfig | None = None
@@ -121,18 +125,20 @@ class TrainingOptions:
 
     def __post_init__(self):
         if self.size not in SIZES:
-            raise InputError(f'There is no size {self.size!r}: choose one of {", ".join(SIZES)}.')
+            raise ValueError(f'there is no size {self.size!r}: choose one of {", ".join(SIZES)}')
         low, high = self.scales
         if not 1 <= low <= high <= 6:
-            raise InputError(f'The scales must rise and lie in 1 to 6, not {low:g} to {high:g}.')
+            raise ValueError(f'the scales must rise and lie in 1 to 6, not {low:g} to {high:g}')
         if not 0 <= self.synthetic_fraction <= 1:
-            raise InputError(f'The synthetic fraction must lie in 0 to 1, not {self.synthetic_fraction:g}.')
+            raise ValueError(f'the synthetic fraction must lie in 0 to 1, not {self.synthetic_fraction:g}')
+        if not self.synthetic_weight > 0:
+            raise ValueError(f'the weight of made-up draws must be positive, not {self.synthetic_weight:g}')
         if self.max_minutes is not None and not self.max_minutes > 0:
-            raise InputError(f'The training time must be positive, not {self.max_minutes:g} minutes.')
+            raise ValueError(f'the training time must be positive, not {self.max_minutes:g} minutes')
         if self.max_steps is not None and self.max_steps < 1:
-            raise InputError(f'The number of steps must be positive, not {self.max_steps}.')
+            raise ValueError(f'the number of steps must be positive, not {self.max_steps}')
         if self.clock not in ('wall', 'processor'):
-            raise InputError(f'The clock must be wall or processor, not {self.clock!r}.')
+            raise ValueError(f'the clock must be wall or processor, not {self.clock!r}')
 
 
 @dataclass(eq=False)
@@ -164,6 +170,8 @@ class Applied:
     ----------
     image
         (X, Y, Z) float32 on the reference's grid, in the units of the target.
+    zero_filled
+        The same before the network.
     warnings
         Where the input is not like what the model was trained on; one sentence each.
     scale
@@ -171,8 +179,25 @@ class Applied:
     """
 
     image: np.ndarray = field(repr=False)
+    zero_filled: np.ndarray = field(repr=False)
     warnings: list[str]
     scale: tuple[float, float]
+
+
+class Store(Protocol):
+    """Where arrays are kept that may not all fit into memory."""
+
+    def load(self, name: str) -> tuple[dict[str, np.ndarray], dict] | None:
+        """What was saved under this name: arrays of which only those parts are read that are looked at, and facts."""
+
+    def save(
+        self, name: str, arrays: dict[str, np.ndarray], facts: dict
+    ) -> tuple[dict[str, np.ndarray], dict]:
+        """Keep arrays and JSON-able facts; return them as `load` does."""
+
+
+class UnfitCheckpointError(ValueError):
+    """A checkpoint that a training cannot go on from: "it ..."."""
 
 
 class Checkpoint(Protocol):

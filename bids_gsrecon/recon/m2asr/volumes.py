@@ -67,8 +67,8 @@ def sharpen(
     mask: np.ndarray | None = None,
     consistent: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """A coarse image on the grid of its reference: zero-filled, `restore`, measured frequencies kept.
+) -> tuple[np.ndarray, np.ndarray]:
+    """A coarse image on the grid of its reference: zero-filled, `restore`, measured frequencies kept; and zero-filled alone.
 
     ``consistent``: the frequencies that the coarse image holds are put back at the end.
     """
@@ -78,29 +78,32 @@ def sharpen(
     out = restore(network, filled, reference, slice_axis, scale, mask=mask, progress=progress)
     if consistent:
         out = replace_measured(out, coarse, coarse_lattice, lattice, slice_axis)
-    return out
+    return out, filled
 
 
-def scores(network: Network, pairs: Sequence[Pair], scales: Sequence[float] = SCORED_SCALES) -> dict:
+def scores(
+    network: Network, readers: Sequence[Callable[[], Pair]], scales: Sequence[float] = SCORED_SCALES
+) -> dict:
     """PSNR (dB, in the mask, range its 99.5th percentile) by scale: of the network and of its zero-filled input.
 
-    Of some slices of every pair, averaged over pairs.
+    Of some slices of every pair that ``readers`` return, averaged over pairs.
     """
-    table = {}
-    for scale in scales:
-        rows = []
-        for pair in pairs:
-            mask = signal(pair)
-            axis = pair.slice_axis
-            where = np.flatnonzero(mask.any(in_plane_axes(axis)))
-            some = where[np.unique(np.linspace(0, len(where) - 1, SCORED_SLICES).round().astype(int))]
-            target, reference, inside = (np.take(v, some, axis) for v in (pair.target, pair.reference, mask))
-            lattice = Lattice(target.shape, pair.lattice.affine)
+    rows: dict[float, list] = {scale: [] for scale in scales}
+    for read in readers:
+        pair = read()
+        mask = signal(pair)
+        axis = pair.slice_axis
+        where = np.flatnonzero(mask.any(in_plane_axes(axis)))
+        some = where[np.unique(np.linspace(0, len(where) - 1, SCORED_SLICES).round().astype(int))]
+        target, reference, inside = (np.take(v, some, axis) for v in (pair.target, pair.reference, mask))
+        lattice = Lattice(target.shape, pair.lattice.affine)
+        peak = data_range(target, inside)
+        for scale in scales:
             coarse, coarse_lattice = crop_kspace(target, lattice, axis, scale)
-            out = sharpen(network, coarse, coarse_lattice, reference, lattice, axis, mask=inside)
-            filled = zero_filled(coarse, coarse_lattice, lattice, axis)
-            peak = data_range(target, inside)
-            rows.append([psnr(v, target, inside, peak=peak) for v in (out, filled)])
-        ours, zero = np.mean(rows, 0)
+            out, filled = sharpen(network, coarse, coarse_lattice, reference, lattice, axis, mask=inside)
+            rows[scale].append([psnr(v, target, inside, peak=peak) for v in (out, filled)])
+    table = {}
+    for scale, found in rows.items():
+        ours, zero = np.mean(found, 0)
         table[f'{scale:g}'] = {'psnr_db': round(float(ours), 2), 'zero_filled_db': round(float(zero), 2)}
     return table

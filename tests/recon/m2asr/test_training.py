@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from bids_gsrecon.errors import InputError
 from bids_gsrecon.imaging.kspace_crop import band_limited, coarse_side
 from bids_gsrecon.imaging.lattice import Lattice
+from bids_gsrecon.interfaces.m2asr_slices import SliceStore
 from bids_gsrecon.recon.m2asr import LabelMap, Pair, train
 from bids_gsrecon.recon.m2asr.config import SIZES, NetworkConfig
+from bids_gsrecon.recon.m2asr.losses import total_loss
 from bids_gsrecon.recon.m2asr.network import Network
 from bids_gsrecon.recon.m2asr.optimizer import Optimizer, orthogonal
 from bids_gsrecon.recon.m2asr.samples import Sampler, Subject, intensity_range
 from bids_gsrecon.recon.m2asr.synthetic import random_contrasts, tissue_classes
-from bids_gsrecon.recon.m2asr.training import Trainer
+from bids_gsrecon.recon.m2asr.training import Trainer, undisturbed
+from bids_gsrecon.recon.m2asr.types import UnfitCheckpointError
 from tests.m2asr_cases import NETWORK, SCHEDULE, Memory, make_pair, options
 
 
@@ -50,7 +53,7 @@ def test_a_drawn_piece_is_that_of_the_zero_filled_slice():
         state = copy.deepcopy(rng)
         sample, ratio = subject.draw(rng, 24, factor, False)
         axis = int(state.choice(subject.axes))
-        place = subject.places[state.integers(len(subject.places))]
+        place = subject.place(state.integers(len(subject.places)))
         plane = np.take(target, [place[axis] + subject.start[axis]], axis) / span
         plane = np.squeeze(plane, axis)
         sides = [(n, coarse_side(n, factor)) for n in plane.shape]
@@ -133,7 +136,7 @@ def test_training_lowers_the_loss():
     for t in (first, one):
         values = []
         for step in range(1000, 1010):
-            images, scale = t.sampler.draw(step, 0, (2, 4))
+            images, scale, _ = t.sampler.draw(step, 0, (2, 4))
             coarse, reference, target = torch.from_numpy(images)
             with torch.no_grad():
                 out = (t.averaged() if t is one else t.network)(
@@ -155,12 +158,74 @@ def test_resumed_training_equals_the_undisturbed_one():
     assert same(expected.state, finished.state)
 
 
+@pytest.mark.parametrize('moment', ['drawing', 'moving', 'between'])
+def test_an_interruption_leaves_a_checkpoint_of_the_last_whole_step(moment, monkeypatch):
+    """Whenever in a step the signal comes: the training that goes on equals the undisturbed one, and no step is lost."""
+    expected = train([make_pair()], options())
+    where = {'drawing': (Sampler, 'draw'), 'moving': (Optimizer, 'step'), 'between': (Trainer, '_done')}[
+        moment
+    ]
+    real, calls = getattr(*where), []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    memory = Memory()
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train([make_pair()], options(), checkpoint=memory)
+    assert [state['step'] for state in memory.states] == [3 if moment == 'drawing' else 4]
+    again = Memory(memory.states[-1])
+    assert same(expected.state, train([make_pair()], options(), checkpoint=again).state)
+
+
+def test_signals_wait_for_the_end_of_what_must_not_be_disturbed():
+    done = []
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done.append('all of it')
+    assert done == ['all of it'] and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_slices_on_the_disk_are_drawn_and_trained_on_like_those_in_memory(tmp_path):
+    store = SliceStore(tmp_path / 'slices', 'key')
+    pairs = [make_pair(), make_pair('02', seed=1), make_pair('03', seed=2, shape=(33, 30, 40))]
+    chosen = options(validation_subjects=('02',), synthetic_fraction=0.3)
+    expected, found = train(pairs, chosen), train(pairs, chosen, store=store)
+    assert same(expected.state, found.state) and expected.card['scores'] == found.card['scores']
+    files = sorted(path.name for path in store.folder.iterdir())
+    assert files == ['00000-24-labels_key.h5', '00002-24-labels_key.h5'], 'those that are trained on'
+
+    class Never(list):
+        subjects = ['01', '02', '03']  # noqa: RUF012
+
+        def __getitem__(self, index):
+            assert index == 1, 'the others are prepared already'
+            return super().__getitem__(index)
+
+    again = train(Never(pairs), chosen, store=store)
+    assert same(expected.state, again.state)
+    assert {**again.card, 'minutes': 0} == {**expected.card, 'minutes': 0}
+
+
+def test_draws_are_those_of_the_first_version():
+    """Voxels of sharp images at places that depend on the seed alone: other draws would make old results unrepeatable."""
+    images, ratios, _ = trainer().sampler.draw(5, 0, (1, 4))
+    np.testing.assert_allclose(images[1:, :, ::11, 7].ravel()[:8], DRAWN, rtol=1e-5)
+    np.testing.assert_allclose(ratios, RATIOS, rtol=1e-6)
+
+
 def test_checkpoints_of_other_trainings_are_refused():
     memory = Memory()
     train([make_pair()], options(max_steps=1), checkpoint=memory)
-    with pytest.raises(InputError, match='seed'):
+    with pytest.raises(UnfitCheckpointError, match='seed'):
         train([make_pair()], options(seed=1), checkpoint=Memory(memory.states[-1]))
-    with pytest.raises(InputError, match='version'):
+    with pytest.raises(UnfitCheckpointError, match='version'):
         train([make_pair()], options(), checkpoint=Memory({'format': 0}))
 
 
@@ -205,6 +270,28 @@ def test_published_stages():
     assert rates == [1] * 6 + [0.5] * 2 + [0.25] * 2
 
 
+def test_made_up_draws_count_less():
+    """The loss is that of the samples one by one, each by its weight."""
+    one = trainer()
+    subject = Subject.of(make_pair(), NETWORK.patch, True)
+    one.sampler = Sampler([subject], [subject], NETWORK.patch, 4, 0.5, 0, 0.25)
+    images, scales, weights = one.sampler.draw(3, 0, (1, 4))
+    assert set(weights.tolist()) == {0.25, 1.0}
+    alike = Sampler([subject], [subject], NETWORK.patch, 4, 0.5, 0, 1.0).draw(3, 0, (1, 4))
+    assert alike[2] is None and np.array_equal(alike[0], images)
+    schedule = dataclasses.replace(SCHEDULE, frequency_loss=0.01)
+
+    def loss(chosen, weight):
+        coarse, reference, target = torch.from_numpy(images[:, chosen])
+        with torch.no_grad():
+            prediction = one.network(coarse, reference, torch.from_numpy(scales[chosen]), decode=True)
+            return float(total_loss(prediction, target, reference, schedule, weight))
+
+    each = [loss([n], None) for n in range(4)]
+    assert loss([0, 1, 2, 3], torch.from_numpy(weights)) == pytest.approx(np.mean(weights * each), rel=1e-5)
+    assert loss([0, 1, 2, 3], None) == pytest.approx(np.mean(each), rel=1e-5)
+
+
 def test_made_up_contrasts_from_labels_or_from_the_pairs():
     labels = LabelMap(np.random.default_rng(0).integers(0, 5, (30, 30, 30)), Lattice((30, 30, 30), np.eye(4)))
     plain = train([make_pair()], options()).state
@@ -214,20 +301,20 @@ def test_made_up_contrasts_from_labels_or_from_the_pairs():
 
 
 def test_refused_input():
-    with pytest.raises(InputError, match='No pair is left'):
+    with pytest.raises(ValueError, match='no pair is left'):
         train([make_pair('01')], options(validation_subjects=('01',)))
-    with pytest.raises(InputError, match='smaller than'):
+    with pytest.raises(ValueError, match='smaller than'):
         train([make_pair(shape=(20, 20, 30))], options())
-    with pytest.raises(InputError, match='There is no size'):
+    with pytest.raises(ValueError, match='there is no size'):
         options(size='huge')
-    with pytest.raises(InputError, match='scales must rise'):
+    with pytest.raises(ValueError, match='scales must rise'):
         options(scales=(3, 2))
     pair = make_pair()
-    with pytest.raises(InputError, match='NaN'):
+    with pytest.raises(ValueError, match='NaN'):
         dataclasses.replace(pair, target=np.full(pair.lattice.shape, np.nan))
-    with pytest.raises(InputError, match='one value'):
+    with pytest.raises(ValueError, match='one value'):
         dataclasses.replace(pair, reference=np.ones(pair.lattice.shape))
-    with pytest.raises(InputError, match='register'):
+    with pytest.raises(ValueError, match='register'):
         Pair('01', 'T2w', pair.reference[1:], pair.target, pair.lattice, 2)
 
 
@@ -241,6 +328,10 @@ def test_configurations_survive_json():
         NetworkConfig.from_dict({'features': 3})
 
 
+# Of the first version, in which all slices were in memory.
+DRAWN = [0.6817342638969421, 0.8153050541877747, 0.5776581764221191, 0.36672231554985046, 0.5140559077262878,
+         0.5920196175575256, 0.6116602420806885, 0.6695791482925415]  # fmt: skip
+RATIOS = [1.604341983795166, 2.4832773208618164]
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import sys, torch
