@@ -55,7 +55,9 @@ ABLATIONS = {
 SEED = 101
 
 
-def make_case(name: str, data: Path | None, folder: Path, shape=(128, 96), n_frames: int = 20):
+def make_case(
+    name: str, data: Path | None, folder: Path, shape=(128, 96), n_frames: int = 20, n_coils: int = 8
+):
     """k-space of the case as the program reads it, and the truth (T, x, y)."""
     kind, acceleration = name.rsplit('-R', 1)
     acceleration = float(acceleration)
@@ -64,12 +66,14 @@ def make_case(name: str, data: Path | None, folder: Path, shape=(128, 96), n_fra
 
         file, key = SERIES[kind]
         series = np.moveaxis(loadmat(data / file)[key], -1, 0)
-        simulated = simulate_series(series / np.abs(series).max(), acceleration=acceleration, seed=SEED)
+        simulated = simulate_series(
+            series / np.abs(series).max(), n_coils=n_coils, acceleration=acceleration, seed=SEED
+        )
     else:
         motion = {'drift': dict(drift_px=2.5), 'breathing': dict(breathing_px=3.0)}.get(kind, {})
         edges = kind if kind in ('sharp', 'soft') else 'soft'
         simulated = simulate_phantom(
-            shape, n_frames, kind=edges, acceleration=acceleration, seed=SEED, **motion
+            shape, n_frames, kind=edges, n_coils=n_coils, acceleration=acceleration, seed=SEED, **motion
         )
     path = folder / f'{name}.h5'
     write_cine(path, [simulated], seed=SEED)
@@ -107,7 +111,7 @@ def methods(ready, kspace, args):
 
 def rows(name, args, folder):
     """(method, scores, seconds, remark) of every method; of L+S the best setting alone."""
-    kspace, truth = make_case(name, args.data, folder, tuple(args.matrix), args.frames)
+    kspace, truth = make_case(name, args.data, folder, tuple(args.matrix), args.frames, args.coils)
     ready = prepare(kspace, 2)
     best = None
     for method, run in methods(ready, kspace, args):
@@ -138,6 +142,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument('--published-steps', type=int, default=0, help='fewer steps of it (default: 7500)')
     parser.add_argument('--matrix', type=int, nargs=2, default=(128, 96), help='of the phantoms')
     parser.add_argument('--frames', type=int, default=20, help='of the phantoms')
+    parser.add_argument('--coils', type=int, default=8, help='how many')
     return parser
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
 from bids_gsrecon.gpu import _simd as v
 from bids_gsrecon.gpu._simd import leaf
@@ -29,8 +29,6 @@ PARAMETERS = ('mu_x', 'mu_y', 'l11', 'l21', 'l22', 're', 'im')
 DEFAULT_CUTOFF = 3.0
 LANES = 8
 _TO_EXP2 = np.float32(-0.5 / math.log(2.0))
-# Frames are cut into bands of rows so that few frames keep many threads busy; a fixed number, for the same bits.
-_MIN_TASKS = 16
 
 
 def frame_planes(n_frames: int, shape) -> np.ndarray:
@@ -60,7 +58,8 @@ def splat(parameters: np.ndarray, shape, *, out=None, cutoff: float = DEFAULT_CU
     if out is None:
         out = frame_planes(len(parameters), shape)
     padded = _padded(out, (len(parameters), 2, *shape))
-    n_bands = max(1, min(-(-_MIN_TASKS // max(1, len(parameters))), shape[0]))
+    # Few frames are cut into bands of rows that keep all threads busy; every pixel's sum has the same order.
+    n_bands = max(1, min(-(-get_num_threads() // max(1, len(parameters))), shape[0]))
     _splat(
         parameters, padded.reshape(-1), np.int64(shape[0]), np.int64(shape[1]), np.float32(cutoff), n_bands
     )
@@ -144,10 +143,10 @@ def _rows(mu_x, a, low, high, cutoff):
 
 
 @njit(cache=True, inline='always')
-def _interval(mu_y, b, c, dx, z1, ny, cutoff):
+def _interval(p, t, m, z1, ny, cutoff):
     """First and last + 1 pixel of a row inside the ellipse."""
-    half = math.sqrt(max(cutoff * cutoff - z1 * z1, np.float32(0))) / c
-    middle = np.float64(mu_y) - np.float64(b * dx / c)
+    half = math.sqrt(max(cutoff * cutoff - z1 * z1, np.float32(0))) * p[t, m, 4]
+    middle = np.float64(p[t, m, 1]) + np.float64(p[t, m, 3] * z1)
     return max(0, math.ceil(middle - half)), min(ny, math.floor(middle + half) + 1)
 
 
@@ -163,7 +162,7 @@ def _add_one(p, t, m, flat, base, low, high, nx, ny, cutoff):
     for x in range(first, last):
         dx = np.float32(x) - mu_x
         z1 = a * dx
-        start, stop = _interval(mu_y, b, c, dx, z1, ny, cutoff)
+        start, stop = _interval(p, t, m, z1, ny, cutoff)
         z1 = z1 * z1
         for y in range(start, stop, LANES):
             z2 = v.add(step, b * dx + c * (np.float32(y) - mu_y))
@@ -199,7 +198,7 @@ def _gather_one(p, t, m, flat, base, nx, ny, cutoff, totals, place, out):
     for x in range(first, last):
         dx = np.float32(x) - mu_x
         z1 = a * dx
-        start, stop = _interval(mu_y, b, c, dx, z1, ny, cutoff)
+        start, stop = _interval(p, t, m, z1, ny, cutoff)
         z1 = z1 * z1
         for y in range(start, stop, LANES):
             z2 = v.add(step, b * dx + c * (np.float32(y) - mu_y))
@@ -245,10 +244,10 @@ def _count(p, nx, ny, cutoff):
     total = 0
     for t in range(p.shape[0]):
         for m in range(p.shape[1]):
-            mu_x, mu_y, a, b, c = _factors(p, t, m)
+            mu_x, _, a, _, _ = _factors(p, t, m)
             first, last = _rows(mu_x, a, 0, nx, cutoff)
             for x in range(first, last):
                 dx = np.float32(x) - mu_x
-                start, stop = _interval(mu_y, b, c, dx, a * dx, ny, cutoff)
+                start, stop = _interval(p, t, m, a * dx, ny, cutoff)
                 total += max(0, (stop - start + LANES - 1) // LANES * LANES)
     return total

@@ -6,6 +6,8 @@ Transforms are unitary and centred: sample n // 2 is the centre, of k-space and 
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numba import njit, prange
 
@@ -57,7 +59,62 @@ class SenseSeries:
             self.data[t, :, : len(lines)] = measured.reshape(nx * n_coils, -1)
         self.adjoint_fourier = np.ascontiguousarray(self.fourier.conj().transpose(0, 2, 1))
         self.maps = np.ascontiguousarray(np.moveaxis(maps, 0, 1), dtype=np.complex64)  # (x, coil, y)
+        self.left_out = np.zeros(n_frames)  # power of the virtual coils that were left out
         self.n_samples = 2 * nx * n_coils * sum(len(lines) for lines in self.lines)
+
+    def of_frames(self, frames: slice) -> SenseSeries:
+        """Encoding and data of some of the frames."""
+        some = copy.copy(self)
+        some.lines = self.lines[frames]
+        some.n_frames = len(some.lines)
+        for name in ('fourier', 'adjoint_fourier', 'data', 'left_out'):
+            setattr(some, name, np.ascontiguousarray(getattr(self, name)[frames]))
+        some.n_samples = self.n_samples // max(1, _count(self.lines)) * _count(some.lines)
+        return some
+
+    def split(self, held: list[int]) -> tuple[SenseSeries, SenseSeries]:
+        """The same without one line of every frame, number ``held[t]`` of `lines` (-1: none), and these alone."""
+        rest, alone = copy.copy(self), copy.copy(self)
+        frames = np.flatnonzero(np.asarray(held) >= 0)
+        number = np.asarray(held)[frames]
+        one = np.where(np.asarray(held) >= 0, held, 0)[:, None, None]
+        for name, axis in (('fourier', 2), ('adjoint_fourier', 1), ('data', 2)):
+            whole = getattr(self, name)
+            single = np.take_along_axis(whole, np.moveaxis(one, 2, axis), axis)
+            single[np.asarray(held) < 0] = 0
+            setattr(alone, name, single)
+            whole = whole.copy()
+            np.moveaxis(whole, axis, 2)[frames, :, number] = 0
+            setattr(rest, name, whole)
+        share = len(frames) / max(1, _count(self.lines))
+        alone.n_samples = 2 * self.shape[0] * self.n_coils * len(frames)
+        alone.left_out = np.zeros(self.n_frames)
+        rest.n_samples, rest.left_out = round(self.n_samples * (1 - share)), self.left_out * (1 - share)
+        return rest, alone
+
+    def with_fewer_coils(self) -> SenseSeries:
+        """The same encoding and data in fewer virtual coils, those of every row of its own.
+
+        Along one row of an image the sensitivities span far less than over the whole of it (geometric coil
+        compression, Zhang et al., MRM 2013): the principal components of a row's samples that rise above the noise,
+        whose variance must be 1 (real and imaginary part each). The turn is unitary: noise stays white. What is left
+        out still counts in the residual, as noise that no image explains.
+        """
+        nx, count = self.shape[0], max(1, _count(self.lines))
+        rows = self.data.reshape(self.n_frames, nx, self.n_coils, -1)
+        power = np.einsum('txcl,txdl->xcd', rows, rows.conj(), optimize=True) / (2.0 * count)
+        values, vectors = np.linalg.eigh(power)
+        # The largest eigenvalue that noise alone reaches with so few samples (Marchenko and Pastur).
+        floor = (1.0 + np.sqrt(self.n_coils / count)) ** 2
+        n_coils = max(1, int((values > floor).sum(1).max()))
+        if n_coils == self.n_coils:
+            return self
+        turn = np.ascontiguousarray(vectors[:, :, -n_coils:].conj().transpose(0, 2, 1), dtype=np.complex64)
+        fewer = copy.copy(self)
+        fewer.n_coils, fewer.maps = n_coils, turn @ self.maps
+        fewer.data = (turn @ rows).reshape(self.n_frames, nx * n_coils, -1)
+        fewer.left_out = self.left_out + _power(self.data) - _power(fewer.data)
+        return fewer
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Weighted samples (T, x * coil, lines) of images (T, x, y) complex."""
@@ -95,12 +152,23 @@ class SenseSeries:
 
     def _gradient(self, images, subtract):
         if images.ndim == 4:
-            images = images[:, 0] + np.complex64(1j) * images[:, 1]
+            planes, images = images, np.empty((self.n_frames, *self.shape), np.complex64)
+            images.real, images.imag = planes[:, 0], planes[:, 1]
         images = np.ascontiguousarray(images, dtype=np.complex64)
         out = np.empty_like(images)
         sums = np.zeros(self.n_frames)
         _gradient(images, self.maps, self.fourier, self.adjoint_fourier, self.data, subtract, out, sums)
-        return out, float(sums.sum())
+        return out, float((sums + self.left_out).sum())
+
+
+def _count(lines):
+    return sum(map(len, lines))
+
+
+def _power(samples):
+    """(T,) sums of squared magnitudes."""
+    flat = samples.reshape(len(samples), -1)
+    return np.einsum('ti,ti->t', flat, flat.conj(), dtype=np.complex128).real
 
 
 @njit(cache=True, inline='always')

@@ -6,11 +6,13 @@ to move rest, the modes of neighbours are tied together, and the data count in u
 tells how well the model does and when it needs more motion.
 
 Flow: coil maps (ESPIRiT) -> linear subspace reconstruction -> lines that contradict it left out -> Gaussians placed
-on its mean, moving where it changes -> Adam on all parameters and time courses -> if chi^2 says so, more movers,
-then drift and another harmonic -> verdict.
+on its mean, moving where it changes -> Adam on all parameters and time courses, first on half of the frames at a time
+-> if chi^2 says so, more movers, then drift and another harmonic, from where the fit is -> verdict.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -28,10 +30,13 @@ from bids_gsrecon.recon.cine.verdict import judge, unexplained_share
 from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.solvers.blas_threads import single_threaded_blas
 
-STEPS = 120
-# chi^2 above which more Gaussians move, and above which drift and a further harmonic are added.
-MORE_MOTION, MORE_MODES = 1.3, 1.3
+# Steps of Adam on half of the frames, twice as many, then on all.
+SKETCH_STEPS, STEPS = 15, 48
+# chi^2 above which more Gaussians move, and above which drift and a further harmonic are added: in the sketch, where
+# it is still too high, and at the end.
+SKETCH_LIMITS, LIMITS = (2.0, 2.0), (1.3, 1.3)
 FALL_BACK_ACTIVITY = 0.1
+STAGES = ('Gaussians', 'more motion', 'drift')
 
 
 def reconstruct_cine(
@@ -71,7 +76,7 @@ def reconstruct_cine(
 
 def _reconstruct(kspace, options, seed, report) -> CineResult:
     clock, seconds, dropped = Clock(), {}, 0
-    steps = options.iterations or STEPS
+    sketch_steps, steps = _steps(options.iterations)
     for attempt in range(2):
         report('coil sensitivities', 0, 1)
         ready = prepare(kspace, options.n_harmonics)
@@ -80,16 +85,25 @@ def _reconstruct(kspace, options, seed, report) -> CineResult:
         activity, field, bright = _start(ready, options, seed)
         clock.add('Gaussians placed', seconds)
         fit = _fit(ready.series, field, bright, options)
-        chi2 = fit.run(steps, lambda done, total: report('Gaussians', done, total))
+        chi2 = fit.sketch(sketch_steps, partial(report, 'Gaussians, half of the frames'))
         # The Gaussians know better than the linear images which lines are out of place.
         bad = outlier_lines(ready.series, fit.images(), kspace.weights)
         if attempt or not bad.any():
             break
         kspace, dropped = kspace.without(bad), dropped + int(bad.sum())
-    rung = 0
-    if options.fall_back and chi2 > MORE_MOTION and ready.series.n_frames > 2:
-        fit, chi2, rung = _fall_back(fit, activity, chi2, options, steps, report)
-        field = fit.field
+    rung, last = 0, 2 if options.fall_back and ready.series.n_frames > 2 else 0
+    for _ in range(1 + last):
+        looser = rung < last and chi2 > SKETCH_LIMITS[rung]
+        if looser:
+            fit, rung = _looser(fit, rung, activity, options), rung + 1
+        chi2 = fit.sketch(sketch_steps, partial(report, STAGES[rung]))
+        if not looser:
+            break
+    chi2 = fit.refine(steps, partial(report, 'Gaussians'))
+    while rung < last and chi2 > LIMITS[rung]:
+        fit, rung = _looser(fit, rung, activity, options), rung + 1
+        chi2 = fit.refine(steps, partial(report, STAGES[rung]))
+    field = fit.field
     images = fit.images() * np.float32(kspace.scale)
     field.base[:, 5:] *= np.float32(kspace.scale)
     field.modes[..., 5:] *= np.float32(kspace.scale)
@@ -127,18 +141,21 @@ def _start(ready: Prepared, options, seed):
     return activity, field, float(np.percentile(np.abs(mean[support]), 95))
 
 
-def _fall_back(fit, activity, chi2, options, steps, report):
-    """More movers, then drift and a further harmonic; the fit, its chi^2, and how far it went."""
-    series, bright = fit.series, fit.bright
-    field = with_more_motion(fit.field, _moving(fit.field.base, activity, FALL_BACK_ACTIVITY))
-    fit = _fit(series, field, bright, options)
-    chi2 = fit.run(steps, lambda done, total: report('more motion', done, total))
-    if chi2 <= MORE_MODES:
-        return fit, chi2, 1
-    field = with_more_motion(field, np.ones(field.n_gaussians, bool))
-    field = with_more_modes(field, _further_modes(series.n_frames, field.basis.shape[1]))
-    fit = _fit(series, field, bright, options)
-    return fit, fit.run(2 * steps, lambda done, total: report('drift', done, total)), 2
+def _steps(wanted):
+    """Steps of half a sketch, and on all frames, in all about so many (0: the default)."""
+    sketch = round(wanted * SKETCH_STEPS / (2 * SKETCH_STEPS + STEPS))
+    return (sketch, max(1, wanted - 2 * sketch)) if wanted else (SKETCH_STEPS, STEPS)
+
+
+def _looser(fit, rung, activity, options):
+    """The fit as it is with more movers (rung 0), or all moving, with drift and a further harmonic (rung 1)."""
+    field = fit.field
+    if rung == 0:
+        field = with_more_motion(field, _moving(field.base, activity, FALL_BACK_ACTIVITY))
+    else:
+        field = with_more_motion(field, np.ones(field.n_gaussians, bool))
+        field = with_more_modes(field, _further_modes(fit.series.n_frames, field.basis.shape[1]))
+    return _fit(fit.series, field, fit.bright, options)
 
 
 def _fit(series, field, bright, options):

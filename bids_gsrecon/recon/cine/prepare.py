@@ -39,14 +39,18 @@ class Prepared:
     n_dropped: int
 
 
-def prepare(kspace: CineKSpace, n_harmonics: int) -> Prepared:
-    """Maps and linear reconstruction; lines that contradict it are left out, and both made again."""
+def prepare(kspace: CineKSpace, n_harmonics: int, *, fewer_coils: bool = True) -> Prepared:
+    """Maps and linear reconstruction; lines that contradict it are left out, and both made again.
+
+    ``fewer_coils``: what noise alone fills of a row's coils is left out, see `SenseSeries.with_fewer_coils`.
+    """
     n_before = int(kspace.mask.sum())
     for attempt in range(MAX_REPAIRS + 1):
         coils = espirit_maps(kspace.calibration(), kspace.hybrid.shape[2:])
         if not coils.support.any():
             raise ValueError('it has no signal that its coils agree on: check the calibration lines')
         series = SenseSeries(coils.maps / kspace.file_norm(coils.maps), kspace.hybrid, kspace.weights)
+        series = series.with_fewer_coils() if fewer_coils else series
         basis = fourier_basis(series.n_frames, n_harmonics)
         linear = subspace_sense(series, basis)
         if attempt < MAX_REPAIRS:

@@ -30,7 +30,7 @@ PRUNE_EVERY, SMALLEST_WIDTH, DIMMEST = 500, 0.2, 5e-3
 def reconstruct_free(kspace: CineKSpace, options: CineOptions, *, seed: int, progress) -> CineResult:
     """As `bids_gsrecon.recon.cine.reconstruct_cine`, with the published model."""
     clock, seconds = Clock(), {}
-    ready = prepare(kspace, options.n_harmonics)
+    ready = prepare(kspace, options.n_harmonics, fewer_coils=False)
     series, support = ready.series, ready.coils.support
     mean = ready.linear[0] * support
     n = options.n_gaussians or max(1, round(support.sum() / PIXELS_PER_GAUSSIAN))

@@ -27,7 +27,8 @@ class CineOptions:
     n_harmonics
         Of the heart beat, at the start: two modes each.
     iterations
-        Steps of Adam at most (fewer once chi^2 is 1); 0: 120, and 7500 of the published model.
+        Steps of Adam at most, two in five of them on half of the frames (fewer once chi^2 is 1, or lines that were
+        kept out say that enough was learnt); 0: 78, and 7500 of the published model.
     smoothness
         Strength of the graph that ties the modes of neighbours together, 0: none.
     activity

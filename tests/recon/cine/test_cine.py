@@ -16,7 +16,7 @@ from bids_gsrecon.imaging.kspace import cine_slices
 from bids_gsrecon.imaging.metrics import evaluate_series
 from bids_gsrecon.imaging.sense import SenseSeries, centred_fft
 from bids_gsrecon.recon.cine import CineOptions, reconstruct_cine
-from bids_gsrecon.recon.cine.fit import CineFit, with_more_modes, with_more_motion
+from bids_gsrecon.recon.cine.fit import CineFit, lines_to_hold, with_more_modes, with_more_motion
 from bids_gsrecon.recon.cine.initial import neighbour_laplacian, place, solve_amplitudes
 from bids_gsrecon.recon.cine.motion import motion_maps
 from bids_gsrecon.recon.cine.published import _regulariser
@@ -159,7 +159,7 @@ def test_gradients_of_the_fit_match_finite_differences():
     mask = rng.uniform(size=(6, 16)) < 0.6
     hybrid = centred_fft(images[:, None] * maps, 3).astype(np.complex64)
     fit = CineFit(SenseSeries(maps, hybrid, mask), field, 1.0, smoothness=0.0, learn_basis=True)
-    gradients, chi2 = fit._gradients()
+    gradients, chi2 = fit._gradients(fit._all)
     assert chi2 == pytest.approx(fit.chi2())
     for values, gradient in zip((field.base, field.modes, field.basis), gradients):
         direction = rng.normal(size=values.shape).astype(np.float32)
@@ -173,20 +173,43 @@ def test_gradients_of_the_fit_match_finite_differences():
         )
 
 
-def test_the_fit_ends_where_only_noise_is_left(beating):
+def steps_on_all_frames(kspace):
+    steps = []
+    reconstruct_cine(
+        kspace,
+        CineOptions(iterations=80, fall_back=False),
+        progress=lambda stage, done, total: steps.append(done) if stage == 'Gaussians' else None,
+    )
+    return steps[-1]  # those of the sketch, whose second half has the same name, came before
+
+
+def test_the_fit_ends_where_only_noise_is_left(beating, monkeypatch):
     """With the noise believed twice as strong the data are explained early; half as strong, never."""
-    taken = {}
-    for factor in (0.5, 2.0):
-        kspace = replace(beating[0], weights=beating[0].weights / np.float32(factor))
-        steps = []
-        reconstruct_cine(
-            kspace,
-            CineOptions(iterations=80, fall_back=False),
-            progress=lambda stage, done, total, s=steps: s.append(done) if stage == 'Gaussians' else None,
-        )
-        taken[factor] = steps[-1]
-    assert taken[0.5] == 80
-    assert 40 < taken[2.0] < 60
+    monkeypatch.setattr('bids_gsrecon.recon.cine.fit.lines_to_hold', lambda lines, n_lines: None)
+    taken = {
+        factor: steps_on_all_frames(replace(beating[0], weights=beating[0].weights / np.float32(factor)))
+        for factor in (0.5, 2.0)
+    }
+    assert taken[0.5] > 40
+    assert taken[2.0] < 15
+
+
+def test_lines_that_are_kept_out_end_a_fit_that_gains_nothing(beating, monkeypatch):
+    """Noise believed half as strong never ends by chi^2, but lines that were kept out tell."""
+    loud = replace(beating[0], weights=beating[0].weights * np.float32(2.0))
+    monkeypatch.setattr('bids_gsrecon.recon.cine.fit.LINES_TO_SPARE', 5)
+    assert steps_on_all_frames(loud) < 40
+
+
+def test_lines_to_hold():
+    lines = [np.array([2, 5, 6, 9]), np.array([5, 6, 8, 9]), np.array([1, 5, 6, 7])]
+    assert lines_to_hold(lines, 10) is None
+    many = [np.arange(first, first + 12) for first in (0, 1, 2)]
+    held = lines_to_hold(many, 20)
+    left = [np.delete(ours, number) for ours, number in zip(many, held)]
+    assert set(np.concatenate(left)) == set(np.concatenate(many))  # no line is lost to all frames
+    alone = [np.arange(12), np.arange(12, 24)]
+    assert lines_to_hold(alone, 30) == [-1, -1]
 
 
 def test_more_motion_and_modes_do_not_change_the_images():
