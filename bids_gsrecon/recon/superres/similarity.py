@@ -17,10 +17,8 @@ from bids_gsrecon.solvers.cg import conjugate_gradient
 WEAK_TURNS = (0.5, 0.5)
 STRONG_TURNS = (1.0, 1.0, 0.5, 0.5)
 MANY_CELLS = 20
-# Voxels that skip most of the tissue leave more to their likes, the more cells there are between them.
-SKIPPING_TURNS = (1.0, 0.7, 0.5, 0.5)
-MOST_CELLS = 40
-MANY_SKIPPING_TURNS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
+# Voxels that skip most of the tissue leave more to their likes.
+SKIPPING_TURNS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
 SKIPPED = 0.5
 LEAST_DEVIATION = 0.02  # of the image's
 SPREAD = 0.33  # standard deviation of a correction, of the voxel spacing
@@ -45,10 +43,9 @@ def self_similar(
 
 def _turns(sampling: VoxelSampling) -> tuple[float, ...]:
     seen = sampling.adjoint(np.ones(sampling.coarse_shape, np.float32)) > 0
-    cells = seen.size / np.prod(sampling.coarse_shape)
     if seen.mean() < SKIPPED:
-        return MANY_SKIPPING_TURNS if cells >= MOST_CELLS else SKIPPING_TURNS
-    return STRONG_TURNS if cells >= MANY_CELLS else WEAK_TURNS
+        return SKIPPING_TURNS
+    return STRONG_TURNS if seen.size >= MANY_CELLS * np.prod(sampling.coarse_shape) else WEAK_TURNS
 
 
 class Consistency:
