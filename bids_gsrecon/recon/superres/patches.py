@@ -128,6 +128,7 @@ class TrainingOptions:
     n_samples: int = 300_000
     n_held_out: int = 20_000
     n_visits: int = 1_500_000  # patches seen in all, each several times in other mirrorings
+    max_epochs: int = 60
     batch_size: int = 1024
     learning_rate: float = 3e-3
     hidden: tuple[int, int] = (128, 96)
@@ -200,7 +201,7 @@ def train_detail(
     ]  # fmt: skip
     w1, b1, w2, b2, w3, b3 = parameters
     n_batches = max(1, n // options.batch_size)
-    n_epochs = int(np.clip(round(options.n_visits / max(n, 1)), 3, 60))
+    n_epochs = int(np.clip(round(options.n_visits / max(n, 1)), 3, options.max_epochs))
     n_steps = n_batches * n_epochs
     optimizer = torch.optim.Adam(parameters, lr=options.learning_rate, foreach=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=n_steps + 1)

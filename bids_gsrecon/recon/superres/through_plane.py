@@ -35,7 +35,9 @@ SMOOTHNESS = 1e-3  # of the linear reconstruction
 DETAIL_WEIGHT = 1.4
 PATCH = PatchShape((1, 1, 1), (0, 2, 4))  # coarse voxels beyond the middle one: none, along, across
 MIN_PATCHES = 2000
-TRAINING = TrainingOptions(n_visits=3_000_000, learning_rate=6e-3, hidden=(192, 96), decorrelated=True)
+TRAINING = TrainingOptions(
+    n_visits=3_000_000, max_epochs=12, learning_rate=6e-3, hidden=(192, 96), decorrelated=True
+)
 
 
 @dataclass(frozen=True, eq=False)
