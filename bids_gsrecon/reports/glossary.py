@@ -92,6 +92,12 @@ GLOSSARY = {
         'Learning from the planes of the slices, tried on parts of the image it never saw: 1 says that it '
         'found as much detail as it promised, 0 that it found none and was not used.',
     ),
+    'self_similarity_gain': Figure(
+        'Worth of self-similarity',
+        '',
+        'How much of what places that look alike told each other was kept, as tried in the planes of the slices: near 0 in '
+        'noisy images.',
+    ),
     'detail_gain': Figure(
         'Gain across scales', '', 'The same for learning from coarser copies of the image.'
     ),

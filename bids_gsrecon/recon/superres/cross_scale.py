@@ -21,6 +21,7 @@ from bids_gsrecon.recon.superres.patches import (
     TrainingOptions,
     apply_detail,
     gather_cells,
+    mirrored_problems,
     train_detail,
 )
 from bids_gsrecon.recon.superres.physics import fit_physics
@@ -41,13 +42,6 @@ def coarser_lattice(lattice: Lattice, factors) -> Lattice:
     scale = np.diag([*factors.astype(float), 1.0])
     scale[:3, 3] = (factors - 1) / 2.0
     return Lattice(tuple(np.array(lattice.shape) // factors), lattice.affine @ scale)
-
-
-def mirrored_problems(shape: PatchShape, factors) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The eight mirrorings of patch and cells."""
-    cells = np.arange(int(np.prod(factors))).reshape(factors)
-    axes = [[a for a in range(3) if code >> a & 1] for code in range(8)]
-    return [(shape.flipped(a), np.flip(cells, a).ravel()) for a in axes]
 
 
 def add_learned_detail(

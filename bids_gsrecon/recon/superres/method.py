@@ -189,9 +189,6 @@ def _learned(data, source, region, profiles, factors, fine, sampling, options, s
         remaining[axis] = 1
         cells = [factors[axis] if a == axis else 1 for a in range(3)]
         current_region = _on_cells(region, cells)
-        if options.self_similarity:
-            operator = make_sampling(lattice, source, profiles).reversed()
-            current = self_similar(current, operator, data, region, report)
         size = float(lattice.voxel_sizes_mm[axis])
         current_profiles = tuple(
             SliceProfile('box', size, a) if a == axis else p for a, p in enumerate(profiles)
@@ -235,8 +232,9 @@ def _planes(data, source, region, profiles, axis, factor, options, seed, report)
         data.transpose(order),
         region.transpose(order),
         across,
-        learn=options.in_plane_learning and bool(learnable),
+        learn=options.in_plane_learning,
         learnable_axes=learnable,
+        similar=options.self_similarity,
         seed=seed,
         progress=report,
     )

@@ -10,6 +10,8 @@ from numba import njit, prange
 
 from bids_gsrecon.recon.progress import Progress
 
+FAINTEST = 0.02  # variance below which combinations of scaled features are not made as strong as the others
+
 
 @njit(parallel=True, cache=True)
 def _gather(image, centres, starts, size, reference, out):
@@ -99,6 +101,14 @@ class PatchShape:
         return np.append(index, self.n_features - 1)
 
 
+def mirrored_problems(shape: PatchShape, factors) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The mirrorings of patch and cells along every axis on which the patch is wide: eight at most."""
+    cells = np.arange(int(np.prod(factors))).reshape(factors)
+    wide = [axis for axis in range(3) if shape.size[axis] > 1]
+    axes = [[a for bit, a in enumerate(wide) if code >> bit & 1] for code in range(2 ** len(wide))]
+    return [(shape.flipped(a), np.flip(cells, a).ravel()) for a in axes]
+
+
 def gather_cells(image, centres, factors) -> np.ndarray:
     """Values (n, prod(factors)) of the cells of coarse voxels ``centres`` (n, 3)."""
     out = np.empty((len(centres), int(np.prod(factors))), np.float32)
@@ -118,9 +128,11 @@ class TrainingOptions:
     n_samples: int = 300_000
     n_held_out: int = 20_000
     n_visits: int = 1_500_000  # patches seen in all, each several times in other mirrorings
+    max_epochs: int = 60
     batch_size: int = 1024
     learning_rate: float = 3e-3
     hidden: tuple[int, int] = (128, 96)
+    decorrelated: bool = False  # inputs: learns faster, and overfits sooner where patches are few
 
 
 @dataclass(eq=False)
@@ -171,8 +183,11 @@ def train_detail(
     n = len(features) - n_held
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    spread = features[:n].std(0, dtype=np.float64) + 1e-4
-    mean = features[:n].mean(0, dtype=np.float64)
+    # Of all mirrorings together: features can then be scaled once, before they are reordered.
+    mean, variance = features[:n].mean(0, dtype=np.float64), features[:n].var(0, dtype=np.float64)
+    mean = np.mean([mean[f] for f, _ in flips], 0)
+    spread = np.sqrt(np.mean([variance[f] for f, _ in flips], 0)) + 1e-4
+    scaled = (features[:n] - mean.astype(np.float32)) / spread.astype(np.float32)
     scale = float(targets[:n].std()) + 1e-12
     h1, h2 = options.hidden
 
@@ -186,13 +201,15 @@ def train_detail(
     ]  # fmt: skip
     w1, b1, w2, b2, w3, b3 = parameters
     n_batches = max(1, n // options.batch_size)
-    n_epochs = int(np.clip(round(options.n_visits / max(n, 1)), 3, 60))
+    n_epochs = int(np.clip(round(options.n_visits / max(n, 1)), 3, options.max_epochs))
     n_steps = n_batches * n_epochs
     optimizer = torch.optim.Adam(parameters, lr=options.learning_rate, foreach=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=n_steps + 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the weights, must not depend on the machine's cores
     try:
+        # Values of a patch are nearly alike: unless decorrelated, steps along what sets them apart are too short.
+        whitening = _whitening(scaled, flips) if options.decorrelated else torch.eye(scaled.shape[1])
         step = 0
         for _ in range(n_epochs):
             order = rng.permutation(n)
@@ -200,9 +217,9 @@ def train_detail(
             for batch in range(n_batches):
                 rows = order[batch * options.batch_size : (batch + 1) * options.batch_size]
                 feature_order, target_order = flips[which[batch]]
-                x = ((features[rows][:, feature_order] - mean) / spread).astype(np.float32)
+                x = scaled[rows][:, feature_order]
                 y = torch.from_numpy(targets[rows][:, target_order] / np.float32(scale))
-                hidden = torch.addmm(b1, torch.from_numpy(x), w1).relu()
+                hidden = torch.addmm(b1, torch.from_numpy(x), whitening @ w1).relu()
                 hidden = torch.addmm(b2, hidden, w2).relu()
                 loss = ((torch.addmm(b3, hidden, w3) - y) ** 2).mean()
                 optimizer.zero_grad()
@@ -214,7 +231,7 @@ def train_detail(
                     progress(stage, step, n_steps)
     finally:
         torch.set_num_threads(threads)
-    weights = w1.detach().double().numpy() / spread[:, None]
+    weights = (whitening.double() @ w1.detach().double()).numpy() / spread[:, None]
     bias = b1.detach().double().numpy() - mean @ weights
     folded = [
         torch.from_numpy(weights.astype(np.float32)), torch.from_numpy(bias.astype(np.float32)),
@@ -228,6 +245,15 @@ def train_detail(
             np.clip(np.sum(predicted * targets[n:], dtype=np.float64) / (energy + 1e-30), 0, 1)
         )
     return network
+
+
+def _whitening(scaled: np.ndarray, flips) -> torch.Tensor:
+    """(f, f): columns along which the features (n, f), in all orders of ``flips``, are uncorrelated, about 1."""
+    part = torch.from_numpy(scaled[:: max(1, len(scaled) // 50_000)])
+    covariance = (part.T @ part).double().numpy() / len(part)
+    covariance = np.mean([covariance[np.ix_(f, f)] for f, _ in flips], 0)
+    values, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
+    return (vectors / torch.sqrt(values.clamp_min(0) + FAINTEST)).float()
 
 
 def apply_detail(

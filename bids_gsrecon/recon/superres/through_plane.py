@@ -8,30 +8,36 @@ is that of SMORE (Zhao et al., IEEE TMI 2021).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.profile import SliceProfile
-from bids_gsrecon.imaging.sampling import axis_weights
+from bids_gsrecon.imaging.sampling import Band, VoxelSampling, axis_weights
 from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.recon.superres.patches import (
+    DetailNetwork,
     PatchShape,
     TrainingOptions,
     apply_detail,
     gather_cells,
+    mirrored_problems,
     train_detail,
 )
+from bids_gsrecon.recon.superres.similarity import self_similar
 
 SMOOTHNESS = 1e-3  # of the linear reconstruction
 # Weight of the mean of the two planes' details. Each is a conditional mean and shrunk; where they agree more is
 # meant, and slices averaged over their thickness hold fainter detail than what lies across them. Tuned on one
-# development case (1.4 was best there).
-DETAIL_WEIGHT = 1.3
-HALF_ALONG, HALF_ACROSS = 2, 4
+# development case.
+DETAIL_WEIGHT = 1.4
+PATCH = PatchShape((1, 1, 1), (0, 2, 4))  # coarse voxels beyond the middle one: none, along, across
 MIN_PATCHES = 2000
-TRAINING = TrainingOptions(n_visits=3_000_000, hidden=(192, 96))
+TRAINING = TrainingOptions(
+    n_visits=3_000_000, max_epochs=12, learning_rate=6e-3, hidden=(192, 96), decorrelated=True
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +65,47 @@ class AcrossSlices:
         """Fine planes (s * factor, y, x) of slices (s, y, x)."""
         return np.ascontiguousarray(np.tensordot(self.reconstruction(len(slices)), slices, 1))
 
+    def in_pixels(self) -> AcrossSlices:
+        """The same where ``factor`` pixels take the place of one slice spacing."""
+        thickness = self.profile.thickness_mm / self.spacing_mm
+        return AcrossSlices(self.factor, replace(self.profile, thickness_mm=thickness), 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Averaged:
+    """An image whose axis 1 was averaged as slices are; (c, n, d) coarse, (c, n * factor, d) the others."""
+
+    truth: np.ndarray
+    coarse: np.ndarray
+    estimate: np.ndarray  # linear
+    region: np.ndarray  # of ``coarse``
+    sampling: np.ndarray  # (n, n * factor)
+    offset: int  # pixels left out before the first average
+
+    def held_out(self, centres: np.ndarray) -> np.ndarray:
+        """Which of ``centres`` (m, 3) of ``coarse`` lie in blocks that are not trained on (a tenth)."""
+        factor = self.truth.shape[1] // self.coarse.shape[1]
+        pixels = centres * np.array([1, factor, 1]) + np.array([0, self.offset, 0])
+        return (pixels // np.array([4, 8 * factor, 16]) @ np.array([73, 179, 283])) % 10 == 0
+
+
+def averaged(image, region, across: AcrossSlices, axis: int, offsets) -> Iterator[Averaged]:
+    """``image`` (s, y, x) averaged along ``axis`` (1 or 2), which becomes axis 1, from each of ``offsets`` on."""
+    order, factor, across = (0, axis, 3 - axis), across.factor, across.in_pixels()
+    image, region = image.transpose(order), region.transpose(order)
+    for offset in offsets:
+        n = (image.shape[1] - offset) // factor
+        if n < 2:
+            return
+        pixels = slice(offset, offset + n * factor)
+        truth = np.ascontiguousarray(image[:, pixels])
+        sampling, reconstruction = across.sampling(n), across.reconstruction(n)
+        coarse = np.einsum('ck,skx->scx', sampling.astype(np.float32), truth, optimize=True)
+        estimate = np.einsum('kc,scx->skx', reconstruction, coarse, optimize=True)
+        coarse, estimate = (np.ascontiguousarray(a, dtype=np.float32) for a in (coarse, estimate))
+        inside = region[:, pixels].reshape(len(region), n, factor, -1).any(2)
+        yield Averaged(truth, coarse, estimate, inside, sampling, offset)
+
 
 def slices_to_planes(
     slices: np.ndarray,
@@ -67,6 +114,7 @@ def slices_to_planes(
     *,
     learn: bool,
     learnable_axes: tuple[int, ...],
+    similar: bool,
     seed: int,
     progress: Progress,
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -80,77 +128,100 @@ def slices_to_planes(
         Whether to learn at all (else the linear reconstruction).
     learnable_axes
         In-plane axes (1, 2) fine enough to learn along.
+    similar
+        Whether places that look alike help each other (`self_similar`), as far as that helps in plane.
 
     Returns
     -------
     planes, figures
-        ``in_plane_gain`` is the factor on held-out patches.
+        ``in_plane_gain`` is the network's factor on held-out patches, ``self_similarity_gain`` that on what
+        self-similarity changes.
     """
     slices = np.ascontiguousarray(slices, dtype=np.float32)
     planes = across.linear(slices)
-    if not learn:
-        return planes, {}
-    factor = across.factor
-    shape = PatchShape((1, 1, 1), (0, HALF_ALONG, HALF_ACROSS))
-    flips = [
-        (shape.flipped(axes), np.flip(np.arange(factor), 0) if 1 in axes else np.arange(factor))
-        for axes in ([], [1], [2], [1, 2])
-    ]
+    figures: dict[str, float] = {}
+    network = None
+    if learn and learnable_axes:
+        network = _learn(slices, region, across, learnable_axes, seed, progress)
+        figures['in_plane_gain'] = network.gain if network else 0.0
+    if network:
+        # (other in-plane axis, slices, this in-plane axis): the patch lies in the plane of the last two.
+        for order in ((1, 0, 2), (2, 0, 1)):
+            image = np.ascontiguousarray(slices.transpose(order))
+            fine = np.zeros((image.shape[0], image.shape[1] * across.factor, image.shape[2]), np.float32)
+            _add(network, image, region.transpose(order), across.factor, fine, 0.5 * DETAIL_WEIGHT)
+            planes += fine.transpose(np.argsort(order))
+    if similar:
+        gain = _gain_of_likeness(slices, region, across, learnable_axes, network)
+        figures['self_similarity_gain'] = gain
+        if gain > 0:
+            pixels = (Band.from_dense(np.eye(n)) for n in slices.shape[1:])
+            sampling = VoxelSampling((Band.from_dense(across.sampling(len(slices))), *pixels))
+            planes += gain * (self_similar(planes, sampling, slices, region, progress) - planes)
+    return planes, figures
+
+
+def _learn(slices, region, across, axes, seed, progress) -> DetailNetwork | None:
+    """What averages along ``axes`` of ``slices`` lack; None where there is too little to learn from."""
+    keep = TRAINING.n_samples // (len(axes) * across.factor)
     features, targets, held = [], [], []
-    for axis in learnable_axes:
-        part = _degraded(slices, region, across, axis, shape, seed)
-        if part is not None:
-            for collected, value in zip((features, targets, held), part):
-                collected.append(value)
+    for axis in axes:
+        rng = np.random.default_rng(seed + axis)
+        for part in averaged(slices, region, across, axis, range(across.factor)):
+            centres = np.argwhere(part.region)
+            if len(centres) > keep:
+                centres = centres[np.sort(rng.permutation(len(centres))[:keep])]
+            cells = (1, across.factor, 1)
+            features.append(PATCH.gather(part.coarse, part.coarse, centres))
+            targets.append(
+                gather_cells(part.truth, centres, cells) - gather_cells(part.estimate, centres, cells)
+            )
+            held.append(part.held_out(centres))
     if sum(len(f) for f in features) < MIN_PATCHES:
-        return planes, {'in_plane_gain': 0.0}
+        return None
     features, targets, held = np.concatenate(features), np.concatenate(targets), np.concatenate(held)
     order = np.concatenate([np.flatnonzero(~held), np.flatnonzero(held)])
-    network = train_detail(
+    return train_detail(
         features[order],
         targets[order],
-        flips,
+        mirrored_problems(PATCH, (1, across.factor, 1)),
         seed=seed,
         options=TRAINING,
         progress=progress,
         stage='learning in plane',
     )
-    # (other in-plane axis, slices, this in-plane axis): the patch lies in the plane of the last two.
-    for order in ((1, 0, 2), (2, 0, 1)):
-        coarse = np.ascontiguousarray(slices.transpose(order))
-        fine = np.zeros((coarse.shape[0], coarse.shape[1] * factor, coarse.shape[2]), np.float32)
-        centres = np.argwhere(region.transpose(order))
-        weight = 0.5 * DETAIL_WEIGHT * network.gain
-        apply_detail(network, shape, coarse, coarse, centres, flips, (1, factor, 1), fine, weight)
-        planes += fine.transpose(np.argsort(order))
-    return planes, {'in_plane_gain': network.gain}
 
 
-def _degraded(slices, region, across, axis, shape, seed):
-    """Features, targets and held-out flags of the in-plane problem along ``axis`` (1 or 2)."""
-    order = (0, axis, 3 - axis)
-    truth, inside = (np.ascontiguousarray(a.transpose(order)) for a in (slices, region))
-    factor = across.factor
-    n = truth.shape[1] // factor
-    if n < 2:
-        return None
-    truth, inside = np.ascontiguousarray(truth[:, : n * factor]), inside[:, : n * factor]
-    # The same profile in units of the slice spacing, which is ``factor`` pixels here.
-    unit = AcrossSlices(
-        factor, replace(across.profile, thickness_mm=across.profile.thickness_mm / across.spacing_mm), 1.0
-    )
-    coarse = np.einsum('ck,skx->scx', unit.sampling(n).astype(np.float32), truth, optimize=True)
-    estimate = np.einsum('kc,scx->skx', unit.reconstruction(n), coarse, optimize=True)
-    coarse, estimate = (np.ascontiguousarray(a, dtype=np.float32) for a in (coarse, estimate))
-    centres = np.argwhere(inside.reshape(len(inside), n, factor, -1).any(2))
-    keep = TRAINING.n_samples // 2
-    if len(centres) > keep:
-        rng = np.random.default_rng(seed + axis)
-        centres = centres[np.sort(rng.permutation(len(centres))[:keep])]
+def _add(network, image, region, factor, fine, weight) -> None:
+    """In place: what the network says of ``image``, coarse along axis 1, to ``fine``."""
     cells = (1, factor, 1)
-    target = gather_cells(truth, centres, cells) - gather_cells(estimate, centres, cells)
-    held = ((centres // np.array([4, 8, 16])) @ np.array([73, 179, 283])) % 10 == 0
-    return shape.gather(coarse, coarse, centres), target, held
+    problems = mirrored_problems(PATCH, cells)
+    centres = np.argwhere(region)
+    apply_detail(network, PATCH, image, image, centres, problems, cells, fine, weight * network.gain)
+
+
+def _gain_of_likeness(slices, region, across, axes, network) -> float:
+    """By how much what `self_similar` changes is to be multiplied, 0..1: found in plane, where the truth is known.
+
+    Noise and faint texture have no likes: where an image is rich in them its truth is, too. One where in-plane
+    pixels are too coarse to tell.
+    """
+    product, energy = 0.0, 0.0
+    for axis in axes:
+        for part in averaged(slices, region, across, axis, (0,)):
+            estimate, cells = part.estimate, (1, across.factor, 1)
+            if network:
+                _add(network, part.coarse, part.region, across.factor, estimate, 1.0)
+            sides = (Band.from_dense(np.eye(n)) for n in (len(slices), slices.shape[3 - axis]))
+            bands = (next(sides), Band.from_dense(part.sampling), next(sides))
+            change = self_similar(estimate, VoxelSampling(bands), part.coarse, part.region) - estimate
+            centres = np.argwhere(part.region)
+            centres = centres[part.held_out(centres)]
+            change = gather_cells(change, centres, cells)
+            missing = gather_cells(part.truth - estimate, centres, cells)
+            product += float(np.sum(change * missing, dtype=np.float64))
+            energy += float(np.sum(change * change, dtype=np.float64))
+    return float(np.clip(product / energy, 0, 1)) if energy > 0 else 1.0
 
 
 def intermediate_lattice(lattice: Lattice, axis: int, factor: int) -> Lattice:

@@ -9,9 +9,9 @@ from bids_gsrecon.imaging.metrics import resample_to
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.imaging.sampling import make_sampling
 from bids_gsrecon.imaging.simulate import coarse_voxels
-from bids_gsrecon.recon.superres.cross_scale import add_learned_detail, coarser_lattice, mirrored_problems
+from bids_gsrecon.recon.superres.cross_scale import add_learned_detail, coarser_lattice
 from bids_gsrecon.recon.superres.grids import voxel_profiles
-from bids_gsrecon.recon.superres.patches import PatchShape, gather_cells
+from bids_gsrecon.recon.superres.patches import PatchShape, gather_cells, mirrored_problems
 from bids_gsrecon.recon.superres.physics import fit_physics
 from tests.phantoms import folded_head
 

@@ -1,5 +1,7 @@
 """Patches, and the small network that learns on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,19 @@ def test_applied_detail_is_the_mean_over_the_mirrorings(images):
     add_cells(by_hand, centres, (1, 2, 3), expected.astype(np.float32), 0.7)
     np.testing.assert_allclose(out, by_hand, atol=1e-5)
     assert np.abs(out).max() > 0.01
+
+
+def test_what_sets_values_apart_is_learned_however_alike_they_are():
+    """As in images: nearly the same value everywhere, and the detail lies in the small differences."""
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=(8000, 6)).astype(np.float32)
+    common = rng.normal(size=(8000, 1)).astype(np.float32)
+    features, targets = common + 0.1 * apart, apart[:, :2] - apart[:, 2:4]
+    few = TrainingOptions(n_visits=40_000, learning_rate=6e-3, hidden=(32, 24))
+
+    def error(decorrelated):
+        options = replace(few, decorrelated=decorrelated)
+        network = train_detail(features[:6000], targets[:6000], IDENTITY, seed=0, options=options)
+        return np.mean((network(features[6000:]) - targets[6000:]) ** 2) / np.mean(targets[6000:] ** 2)
+
+    assert error(True) < 0.3 < error(False)

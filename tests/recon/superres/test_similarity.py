@@ -141,6 +141,18 @@ def test_turns_bring_cubic_nearer_to_the_truth_and_to_the_data(how):
     assert turns[-1] == ('self-similarity', len(turns), len(turns)) and len(turns) >= 2
 
 
+@pytest.mark.parametrize(
+    ('kind', 'factors', 'n_turns'),
+    [('box', (2, 2, 2), 2), ('box', (3, 3, 3), 4), ('point', (3, 3, 3), 8)],
+)
+def test_the_less_is_seen_the_more_turns(kind, factors, n_turns):
+    sampling, turns = operator(kind, factors), []
+    zero = np.zeros(sampling.fine_shape, np.float32)
+    data = np.zeros(COARSE.shape, np.float32)
+    self_similar(zero, sampling, data, data == 0, lambda *state: turns.append(state))
+    assert [done for _, done, _ in turns] == list(range(1, n_turns + 1))
+
+
 @pytest.mark.parametrize('value', [0.7, 1.0])
 def test_a_constant_stays(value):
     sampling = operator()
