@@ -66,6 +66,7 @@ METHODS = {
 ABLATIONS = {
     'no point spread': {'point_spread': False},
     'no robust weights': {'robust': False},
+    'no slice bias': {'slice_bias': False},
     'no joint steps': {'joint_steps': 0},
     'no stack motion': {'stack_motion': False},
     'round Gaussians only': {'anisotropic': False},
@@ -172,6 +173,10 @@ def ablations(args):
         problem = make(args, motion, voids=0.1, seed=8)
         for method, options in {'gsrecon': {}, **ABLATIONS}.items():
             yield problem.run(method, **options)
+    problem = make(args, 'small', voids=0.05, seed=11, bias=0.3)
+    problem.name += ', bias 30 %'
+    for method in ('gsrecon', 'no slice bias'):
+        yield problem.run(method, **ABLATIONS.get(method, {}))
 
 
 def displaced(args):

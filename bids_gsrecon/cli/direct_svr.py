@@ -78,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--no-robust', action='store_true', help='let slices that contradict all others count in full'
     )
     model.add_argument(
+        '--no-slice-bias', action='store_true', help='slices have a gain only, no smooth field of brightness'
+    )
+    model.add_argument(
         '--round-gaussians',
         action='store_true',
         help='keep the Gaussians round, instead of thin across edges and long along them',

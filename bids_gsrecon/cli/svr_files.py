@@ -99,6 +99,7 @@ def read_inputs(args) -> SvrInputs:
         **{name: value for name, value in chosen.items() if value is not None},
         slice_motion=not args.no_slice_motion,
         robust=not args.no_robust,
+        slice_bias=not args.no_slice_bias,
         anisotropic=not args.round_gaussians,
         self_similarity=not args.no_self_similarity,
         residual_field=args.residual_field,

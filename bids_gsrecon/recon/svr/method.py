@@ -18,6 +18,7 @@ from bids_gsrecon.gpu import get_backend, thread_limit
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.stacks import SliceStack
 from bids_gsrecon.recon.progress import Progress
+from bids_gsrecon.recon.svr.bias import SliceBias
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
@@ -39,6 +40,7 @@ QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further ro
 SLICE_ROUNDS = 8
 RESCUES = (3, 5, 7)  # rounds after which slices that lost their way are looked for
 RESCUED = 0.95  # of the squared error, that a slice must get rid of to be moved
+STILL_ROUNDS = 3  # of volume and brightness of slices, where no slice moves by itself
 SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
 PLACE_SMALL = (3, 6)  # joint steps after which small slices are aligned with the others alone
 FIRST_PULL, LAST_PULL = 0.04, 0.001  # of neighbours in time on poses, while single slices are aligned
@@ -208,22 +210,31 @@ class _Reconstruction:
         image = solve_volume(view, weights, np.ones(pixels.n_slices))
         predicted = view.forward(image)
         gains = slice_gains(predicted, pixels, weights)
+        acquired, self.bias = pixels, SliceBias.none(pixels)
         n_steps = self.options.joint_steps if self.options.slice_motion else 0
-        for number in range(n_steps):
-            self.report('volume and poses together', number, n_steps)
-            if self.options.robust and number >= n_steps - 3:
+        n_rounds = n_steps or (STILL_ROUNDS if self.options.slice_bias else 0)
+        for number in range(n_rounds):
+            self.report('volume and poses together', number, n_rounds)
+            if self.options.robust and number >= n_rounds - 3:
                 weights = robust_weights(predicted, pixels, gains)
-            noise = noise_variance(pixels.residual(predicted, gains))
-            pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
-            image, self.poses = joint_step(
-                view, image, gains, weights, self.frame,
-                smoothness=NOISE_SMOOTHNESS * noise, prior=pull, n_iterations=8,
-            )  # fmt: skip
-            if number in PLACE_SMALL:
+            smoothness = NOISE_SMOOTHNESS * noise_variance(pixels.residual(predicted, gains))
+            if n_steps:
+                pull = 0.01 * 0.1 ** (number / max(1, n_steps - 1))
+                image, self.poses = joint_step(
+                    view, image, gains, weights, self.frame,
+                    smoothness=smoothness, prior=pull, n_iterations=8,
+                )  # fmt: skip
+            else:
+                image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=8)
+            if n_steps and number in PLACE_SMALL:
                 self._place_small(view, image, gains, before)
+            if self.options.slice_bias:
+                self.bias = self.bias.fitted(acquired, predicted, gains, weights)
+                pixels = self.bias.removed(acquired)
             view = View.make(pixels, lattice, self.poses, self.backend)
             predicted = view.forward(image)
             gains = slice_gains(predicted, pixels, weights)
+        self.pixels = self.bias.removed(self.pixels)
         if self.options.robust:
             weights = robust_weights(predicted, pixels, gains)
         smoothness = NOISE_SMOOTHNESS * noise_variance(pixels.residual(predicted, gains))

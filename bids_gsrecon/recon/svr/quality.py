@@ -26,7 +26,7 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
     Parameters
     ----------
     run
-        The reconstruction at its end: pixels, poses, backend, options.
+        The reconstruction at its end: pixels (without their bias), the bias, poses, backend, options.
     view, image, gains, weights
         Masked pixels at their final poses, amplitudes, slice gains and pixel weights.
     """
@@ -47,7 +47,9 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
         field=field,
         poses=run.poses,
         slices=slice_table(run, view.pixels, gains, weights),
-        predicted=predicted_slices(stacks, everything, image, gains),
+        predicted=predicted_slices(
+            stacks, everything, image, gains[run.pixels.slice_of] * run.bias.at(run.pixels)
+        ),
         reference=reference,
         seconds=run.seconds,
     )
@@ -90,10 +92,13 @@ def standard_error(view: View, image, gains, weights) -> np.ndarray:
     return np.sqrt(variance / seen)
 
 
-def predicted_slices(stacks, view: View, image, gains) -> list[np.ndarray]:
-    """Per stack (i, j, slice) in its own units; NaN where there is no pixel."""
+def predicted_slices(stacks, view: View, image, brightness_of_pixel) -> list[np.ndarray]:
+    """Per stack (i, j, slice) in its own units; NaN where there is no pixel.
+
+    ``brightness_of_pixel`` (N,): gain and bias of the slices at their pixels.
+    """
     p = view.pixels
-    value = view.forward(image) * gains[p.slice_of]
+    value = view.forward(image) * brightness_of_pixel
     out = []
     for number, stack in enumerate(stacks):
         mine = p.of_stack(number)

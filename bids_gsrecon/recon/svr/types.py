@@ -24,6 +24,8 @@ class SvrOptions:
         Give every slice a pose of its own.
     robust
         Let pixels and slices that contradict all others count less.
+    slice_bias
+        Give every slice a smooth field of brightness of its own, beside its gain.
     point_spread
         See the volume through the slices' thickness; without, as if it were their pixel size (for comparison).
     anisotropic
@@ -48,6 +50,7 @@ class SvrOptions:
     stack_motion: bool = True
     slice_motion: bool = True
     robust: bool = True
+    slice_bias: bool = True
     point_spread: bool = True
     anisotropic: bool = True
     self_similarity: bool = True

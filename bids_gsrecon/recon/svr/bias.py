@@ -1,0 +1,77 @@
+"""A smooth multiplicative field of every slice: what coils and the pulse make of the same tissue in turned slices.
+
+A quadratic in the plane of the slice, ``b = 1 + c . (u, v, u^2, uv, v^2)``, found by least squares with a prior for none,
+beside the slice's gain. u and v are in units of the extent of the stack's anatomy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bids_gsrecon.recon.svr.pixels import Pixels
+
+N_TERMS = 5
+EXPECTED = 0.15  # standard deviation of a coefficient
+LEAST, MOST = 0.5, 2.0  # of the field
+
+
+@dataclass(frozen=True, eq=False)
+class SliceBias:
+    """Coefficients (M, 5) of all slices; ``centre_mm`` (S, 3) and ``extent_mm`` (S,) of the stacks."""
+
+    coefficients: np.ndarray
+    centre_mm: np.ndarray
+    extent_mm: np.ndarray
+
+    @classmethod
+    def none(cls, pixels: Pixels) -> SliceBias:
+        """No field; the frame of reference of the stacks."""
+        centre, extent = np.zeros((pixels.n_stacks, 3)), np.ones(pixels.n_stacks)
+        for stack in range(pixels.n_stacks):
+            points = pixels.points_mm[pixels.of_stack(stack) & pixels.in_mask]
+            centre[stack] = points.mean(0)
+            extent[stack] = np.sqrt(2.0 * ((points - centre[stack]) ** 2).sum(1).mean())
+        return cls(np.zeros((pixels.n_slices, N_TERMS)), centre, extent)
+
+    def terms(self, pixels: Pixels) -> np.ndarray:
+        """(N, 5) of the polynomial, at pixels."""
+        stack = pixels.stack_of[pixels.slice_of]
+        offset = (pixels.points_mm - self.centre_mm[stack]) / self.extent_mm[stack, None]
+        in_plane = pixels.axes[pixels.slice_of][:, :, :2]
+        u, v = np.einsum('nik,ni->kn', in_plane, offset)
+        return np.stack([u, v, u * u, u * v, v * v], 1)
+
+    def at(self, pixels: Pixels) -> np.ndarray:
+        """(N,) float32 values of the field."""
+        field = 1.0 + np.einsum('nk,nk->n', self.terms(pixels), self.coefficients[pixels.slice_of])
+        return np.clip(field, LEAST, MOST).astype(np.float32)
+
+    def removed(self, pixels: Pixels) -> Pixels:
+        """Pixels as they would be without the field."""
+        return replace(pixels, values=pixels.values / self.at(pixels))
+
+    def fitted(self, pixels: Pixels, predicted, gains, weights) -> SliceBias:
+        """The fields that explain what the gains do not; ``pixels`` have the values as acquired.
+
+        Parameters
+        ----------
+        predicted, weights
+            (N,) what the volume predicts, without gains, and the trust in each pixel.
+        gains
+            (M,) of the slices.
+        """
+        terms = self.terms(pixels)
+        model = gains[pixels.slice_of] * predicted.astype(np.float64)
+        residual = pixels.values - model
+        noise = (1.4826 * np.median(np.abs(residual))) ** 2
+        rows = terms * model[:, None]
+        starts = pixels.starts
+        out = np.zeros_like(self.coefficients)
+        prior = noise / EXPECTED**2 * np.eye(N_TERMS)
+        for m, (first, last) in enumerate(itertools.pairwise(starts)):
+            a, w = rows[first:last], weights[first:last, None]
+            out[m] = np.linalg.solve(a.T @ (w * a) + prior, (w * a).T @ residual[first:last])
+        return SliceBias(out, self.centre_mm, self.extent_mm)
