@@ -21,6 +21,7 @@ from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.recon.svr.bias import SliceBias
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
+from bids_gsrecon.recon.svr.lost import find_lost
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
@@ -38,8 +39,7 @@ PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
 QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
-RESCUES = (3, 5, 7)  # rounds after which slices that lost their way are looked for
-RESCUED = 0.95  # of the squared error, that a slice must get rid of to be moved
+FIND_LOST = 4  # round after which slices that lost their way are looked for
 STILL_ROUNDS = 3  # of volume and brightness of slices, where no slice moves by itself
 SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
 PLACE_SMALL = (3, 6)  # joint steps after which small slices are aligned with the others alone
@@ -181,24 +181,9 @@ class _Reconstruction:
             pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
             problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
-            if number in RESCUES:
-                self._rescue(pixels, lattice)
-
-    def _rescue(self, pixels: Pixels, lattice: Lattice):
-        """Move slices to where their neighbours in time are if the other stacks explain them better there.
-
-        A slice at the edge of the anatomy can settle at a wrong place, where it is the only one and explains itself:
-        hence volumes made without its stack.
-        """
-        problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
-        each = np.arange(pixels.n_slices)
-        _, here = problem.refine(self.poses, each, n_steps=3)
-        parameters = self.frame.parameters(self.poses)
-        size = np.bincount(pixels.slice_of, minlength=pixels.n_slices)
-        means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size / (here / size + 1e-6))
-        moved, there = problem.refine(self.frame.motions(means), each, n_steps=3)
-        better = there < RESCUED * here
-        self.poses = np.where(better[:, None, None], moved, self.poses)
+            if number == FIND_LOST:
+                self.report('looking for lost slices', 0, 1)
+                find_lost(self)
 
     def _reconstruct(self):
         """The view, amplitudes, gains and pixel weights at the end."""

@@ -8,11 +8,10 @@ from scipy import ndimage
 from bids_gsrecon.fields.gaussians import GaussianField
 from bids_gsrecon.imaging.foreground import largest_component
 from bids_gsrecon.imaging.lattice import Lattice
-from bids_gsrecon.imaging.metrics import ncc
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.svr.frame import stack_motion
+from bids_gsrecon.recon.svr.lost import leave_out_ncc
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness
-from bids_gsrecon.recon.svr.poses import PoseProblem
 from bids_gsrecon.recon.svr.types import SliceTable, SvrResult
 from bids_gsrecon.recon.svr.view import CUTOFF, View, unit_mass, variance_ratio
 
@@ -121,17 +120,3 @@ def slice_table(run, pixels: Pixels, gains, weights) -> SliceTable:
     way = np.linalg.norm(pixels.placed(own) - pixels.points_mm, axis=1)
     motion = np.bincount(pixels.slice_of, way, p.n_slices) / np.maximum(count, 1)
     return SliceTable(p.stack_of, p.index, p.rank, gains, weight, agreement, motion, excluded)
-
-
-def leave_out_ncc(run) -> np.ndarray:
-    """(M,) correlation of every slice with a volume of the other stacks only, at twice the spacing."""
-    pixels, lattice = run.level(2 * run.options.resolution_mm)
-    images = run.leave_out(pixels, lattice)
-    problem = PoseProblem(pixels, lattice, images, run.frame, run.backend)
-    predicted = problem.predict(run.poses)
-    parts = [slice(*ends) for ends in zip(pixels.starts[:-1], pixels.starts[1:])]
-    inside = pixels.in_mask
-    return np.array([
-        ncc(predicted[part], pixels.values[part], inside[part]) if inside[part].sum() > 2 else np.nan
-        for part in parts
-    ])  # fmt: skip
