@@ -40,6 +40,9 @@ PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
 QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
 FIND_LOST = 4  # round after which slices that lost their way are looked for
+# Last rounds of volume and poses, in which slices also get a field of brightness: before, it would explain what
+# the volume does not show yet (with void slices that cost .25 dB).
+BIAS_ROUNDS = 4
 STILL_ROUNDS = 3  # of volume and brightness of slices, where no slice moves by itself
 SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
 PLACE_SMALL = (3, 6)  # joint steps after which small slices are aligned with the others alone
@@ -213,7 +216,7 @@ class _Reconstruction:
                 image = solve_volume(view, weights, gains, image, smoothness=smoothness, n_iterations=8)
             if n_steps and number in PLACE_SMALL:
                 self._place_small(view, image, gains, before)
-            if self.options.slice_bias:
+            if self.options.slice_bias and number >= n_rounds - BIAS_ROUNDS:
                 self.bias = self.bias.fitted(acquired, predicted, gains, weights)
                 pixels = self.bias.removed(acquired)
             view = View.make(pixels, lattice, self.poses, self.backend)
