@@ -83,29 +83,8 @@ _take_block_8, _take_block_16 = _make_take_block(8), _make_take_block(16)
 
 
 @leaf
-def _box_add(narrow, bits, j, value, level, volume, layout):
-    first, skip, size, offset, h = unpack_box(narrow, bits, j, layout)
-    n_x, n_y, n_z = size
-    step_y, step_z = block_size(n_y), block_size(n_z)
-    for z in range(0, n_z, step_z):
-        for y in range(0, n_y, step_y):
-            m_y, m_z = min(step_y, n_y - y), min(step_z, n_z - z)
-            dy, dz = offset[1] + y, offset[2] + z
-            p = first + z * layout[2] + y * layout[1]
-            x = 0
-            while x < n_x:
-                if n_x - x <= 8:
-                    start = start_values(h, offset[0] + x, dy, dz, skip - x, n_x - x, 8)
-                    _add_block_8(narrow, j, start, m_y, m_z, value, level, volume, p + x, layout)
-                    x += 8
-                else:
-                    start = start_values(h, offset[0] + x, dy, dz, skip - x, n_x - x, 16)
-                    _add_block_16(narrow, j, start, m_y, m_z, value, level, volume, p + x, layout)
-                    x += 16
-
-
-@leaf
-def _box_take(narrow, bits, j, level, volume, layout):
+def _box_walk(narrow, bits, j, value, level, volume, layout, add):
+    """Gaussian j on its box: add ``value``, or return the sum."""
     first, skip, size, offset, h = unpack_box(narrow, bits, j, layout)
     n_x, n_y, n_z = size
     step_y, step_z = block_size(n_y), block_size(n_z)
@@ -119,11 +98,17 @@ def _box_take(narrow, bits, j, level, volume, layout):
             while x < n_x:
                 if n_x - x <= 8:
                     start = start_values(h, offset[0] + x, dy, dz, skip - x, n_x - x, 8)
-                    total += _take_block_8(narrow, j, start, m_y, m_z, level, volume, p + x, layout)
+                    if add:
+                        _add_block_8(narrow, j, start, m_y, m_z, value, level, volume, p + x, layout)
+                    else:
+                        total += _take_block_8(narrow, j, start, m_y, m_z, level, volume, p + x, layout)
                     x += 8
                 else:
                     start = start_values(h, offset[0] + x, dy, dz, skip - x, n_x - x, 16)
-                    total += _take_block_16(narrow, j, start, m_y, m_z, level, volume, p + x, layout)
+                    if add:
+                        _add_block_16(narrow, j, start, m_y, m_z, value, level, volume, p + x, layout)
+                    else:
+                        total += _take_block_16(narrow, j, start, m_y, m_z, level, volume, p + x, layout)
                     x += 16
     return total
 
@@ -172,7 +157,7 @@ def _scatter_task(narrow, bits, wide, tasks, task, values, order, cutoff, level,
                 n_x, tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 5], True,
             )  # fmt: skip
         else:
-            _box_add(narrow, bits, j, value * narrow[j, 15], level, volume, layout)
+            _box_walk(narrow, bits, j, value * narrow[j, 15], level, volume, layout, True)
 
 
 @njit(cache=True, parallel=True, error_model='numpy')
@@ -202,7 +187,8 @@ def _gather_range(narrow, bits, wide, first, last, cutoff, level, volume, layout
             )  # fmt: skip
             out[order[j]] = wide[k, 11] * total
         else:
-            out[order[j]] = narrow[j, 15] * _box_take(narrow, bits, j, level, volume, layout)
+            total = _box_walk(narrow, bits, j, np.float32(0), level, volume, layout, False)
+            out[order[j]] = narrow[j, 15] * total
 
 
 @njit(cache=True, parallel=True, error_model='numpy')

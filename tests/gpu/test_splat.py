@@ -3,23 +3,12 @@
 import pytest
 import torch
 
-from bids_gsrecon.gpu import available_backends, compose, cuda_build, get_backend, rasterize, splat_sums
+from bids_gsrecon.gpu import available_backends, compose, get_backend, rasterize, splat_sums
 from bids_gsrecon.gpu.reference import reference_sums
 from tests.gpu import fields
 
 TOLERANCE = 1e-5
 HARD = fields.hard_cases()
-
-
-@pytest.fixture(
-    params=['reference', 'cpu', 'cuda kernels on the CPU', pytest.param('cuda', marks=pytest.mark.cuda)]
-)
-def backend(request):
-    if request.param == 'cuda kernels on the CPU':
-        return request.getfixturevalue('shim_backend')
-    if request.param == 'cuda' and (reason := cuda_build.why_not()):
-        pytest.skip(reason)
-    return get_backend(request.param)
 
 
 def truth_and_gradients(field, shape, grad_sums, cutoff=3.0):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_gsrecon.gpu import cuda_build, get_backend, thread_limit
+from bids_gsrecon.gpu import thread_limit
 from bids_gsrecon.gpu.reference import reference_splat2d
 from bids_gsrecon.gpu.splat2d import frame_planes, splat, splat_gradient
 
@@ -133,17 +133,6 @@ def test_no_gaussians():
         0,
         7,
     )
-
-
-@pytest.fixture(
-    params=['reference', 'cpu', 'cuda kernels on the CPU', pytest.param('cuda', marks=pytest.mark.cuda)]
-)
-def backend(request):
-    if request.param == 'cuda kernels on the CPU':
-        return request.getfixturevalue('shim_backend')
-    if request.param == 'cuda' and (reason := cuda_build.why_not()):
-        pytest.skip(reason)
-    return get_backend(request.param)
 
 
 CASES = {

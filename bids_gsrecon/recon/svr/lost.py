@@ -20,6 +20,7 @@ SPACINGS = (4, 2)  # of the volumes, of the final one
 START_MM = 5.0  # length of the steps of the starts around the neighbours' pose, translations and turns
 N_STEPS = 5
 N_TURNS = 3
+BETTER = 0.02  # correlation that one slice must have gained for another turn
 
 
 def find_lost(run) -> None:
@@ -28,21 +29,29 @@ def find_lost(run) -> None:
     Parameters
     ----------
     run
-        A reconstruction: pixels, poses, frame, backend, `level`, `leave_out`.
+        A reconstruction: pixels, poses, axes, frame, backend, `level`, `leave_out`.
     """
+    score = _score(run)
     for _ in range(N_TURNS):
-        score = np.nan_to_num(leave_out_ncc(run), nan=-1.0)
         lost = score < LOST * np.median(score)
         if not lost.any() or lost.mean() > MOST_LOST:
             return
         before = run.poses
         for voxels in SPACINGS:
-            _seek(run, lost, voxels * run.options.resolution_mm)
-        after = np.nan_to_num(leave_out_ncc(run), nan=-1.0)
+            pixels, lattice = run.level(voxels * run.options.resolution_mm)
+            starts = _starts(run, pixels, lost)
+            run.poses = align_apart(run, pixels, lattice, lost, starts, n_steps=N_STEPS)
+        after = _score(run)
         worse = lost & (after < score)
         run.poses = np.where(worse[:, None, None], before, run.poses)
-        if not (lost & (after > score + 0.02)).any():
+        if not (lost & (after > score + BETTER)).any():
             return
+        score = _score(run) if worse.any() else after
+
+
+def _score(run) -> np.ndarray:
+    """(M,) `leave_out_ncc`; -1 of a slice that has none."""
+    return np.nan_to_num(leave_out_ncc(run), nan=-1.0)
 
 
 def leave_out_ncc(run) -> np.ndarray:
@@ -59,22 +68,49 @@ def leave_out_ncc(run) -> np.ndarray:
     ])  # fmt: skip
 
 
-def _seek(run, lost: np.ndarray, spacing_mm: float) -> None:
-    pixels, lattice = run.level(spacing_mm)
-    known = pixels.selected(~lost[pixels.slice_of])
-    view = View.make(known, lattice, run.poses, run.backend)
-    ones = np.ones(len(known.values))
-    volume = solve_volume(view, ones, np.ones(pixels.n_slices), n_iterations=8, n_rounds=1)
-    own = pixels.selected(lost[pixels.slice_of])
+def align_apart(
+    run, pixels, lattice, apart: np.ndarray, starts, *, n_steps: int, gains=None, image=None
+) -> np.ndarray:
+    """Align some slices, each by itself, with a volume made of all the others.
+
+    Parameters
+    ----------
+    run
+        A reconstruction: poses, frame, backend.
+    pixels, lattice
+        Of all slices, and the grid of the volume.
+    apart
+        (M,) bool: the slices to be aligned.
+    starts
+        Poses (M, 4, 4) to start from, beside today's.
+    gains, image
+        (M,) of the slices (absent: one), and amplitudes to begin the volume with.
+
+    Returns
+    -------
+    poses
+        (M, 4, 4): the best of all starts; today's of the other slices.
+    """
+    others = pixels.selected(~apart[pixels.slice_of])
+    view = View.make(others, lattice, run.poses, run.backend)
+    gains = np.ones(pixels.n_slices) if gains is None else gains
+    volume = solve_volume(view, np.ones(len(others.values)), gains, image, n_iterations=8, n_rounds=1)
+    own = pixels.selected(apart[pixels.slice_of])
     problem = PoseProblem(own, lattice, [volume], run.frame, run.backend)
     each = np.arange(pixels.n_slices)
-    best, least = problem.refine(run.poses, each, n_steps=N_STEPS)
-    parameters = run.frame.parameters(run.poses)
-    size = np.bincount(pixels.slice_of, minlength=pixels.n_slices)
-    means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size * ~lost)
-    steps = START_MM * np.concatenate([np.zeros((1, 6)), np.eye(6), -np.eye(6)])
-    for step in steps:
-        poses, cost = problem.refine(run.frame.motions(means + step), each, n_steps=N_STEPS)
+    best, least = problem.refine(run.poses, each, n_steps=n_steps)
+    for start in starts:
+        poses, cost = problem.refine(start, each, n_steps=n_steps)
         better = cost < least
         best, least = np.where(better[:, None, None], poses, best), np.where(better, cost, least)
-    run.poses = np.where(lost[:, None, None], best, run.poses)
+    return np.where(apart[:, None, None], best, run.poses)
+
+
+def _starts(run, pixels, lost: np.ndarray):
+    """Poses (M, 4, 4): between the neighbours in time that are not lost, and to all sides of that."""
+    size = np.bincount(pixels.slice_of, minlength=pixels.n_slices)
+    parameters = run.frame.parameters(run.poses)
+    means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size * ~lost)
+    # Turns about and shifts along the stacks' own axes, whatever the world's.
+    sides = START_MM * np.kron(np.eye(2), run.axes.T)
+    return [run.frame.motions(means + step) for step in (np.zeros(6), *sides, *-sides)]

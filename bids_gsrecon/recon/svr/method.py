@@ -21,7 +21,7 @@ from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.recon.svr.bias import SliceBias
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
-from bids_gsrecon.recon.svr.lost import find_lost
+from bids_gsrecon.recon.svr.lost import align_apart, find_lost
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
@@ -252,21 +252,9 @@ class _Reconstruction:
         small = size < SMALL * np.median(size)
         if not small.any():
             return
-        others = pixels.selected(~small[pixels.slice_of])
-        ones = np.ones(len(others.values))
-        view = View.make(others, lattice, self.poses, self.backend)
-        volume = solve_volume(view, ones, gains, image, n_iterations=8, n_rounds=1)
-        own = pixels.selected(small[pixels.slice_of])
-        problem = PoseProblem(own, lattice, [volume], self.frame, self.backend)
-        parameters = self.frame.parameters(self.poses)
-        means = neighbour_means(parameters, pixels.stack_of, pixels.rank, size)
-        each = np.arange(pixels.n_slices)
-        best, least = problem.refine(self.poses, each, n_steps=4)
-        for start in (before, self.frame.motions(means)):
-            poses, cost = problem.refine(start, each, n_steps=4)
-            better = cost < least
-            best, least = np.where(better[:, None, None], poses, best), np.where(better, cost, least)
-        self.poses = np.where(small[:, None, None], best, self.poses)
+        means = neighbour_means(self.frame.parameters(self.poses), pixels.stack_of, pixels.rank, size)
+        starts = before, self.frame.motions(means)
+        self.poses = align_apart(self, pixels, lattice, small, starts, n_steps=4, gains=gains, image=image)
 
 
 def packets(pixels: Pixels, size: int) -> np.ndarray:

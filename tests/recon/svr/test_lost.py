@@ -1,7 +1,10 @@
 """Slices far from their place: told by the other stacks, and found again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.recon.svr.frame import grid_axes
 from bids_gsrecon.recon.svr.lost import LOST, find_lost, leave_out_ncc
@@ -11,16 +14,26 @@ from bids_gsrecon.recon.svr.pixels import collect_pixels
 from bids_gsrecon.recon.svr.types import SvrOptions
 from tests.moving_stacks import BACKEND, moving_stacks
 
+TURN = np.eye(4)  # of the world
+TURN[:3, :3] = Rotation.from_rotvec([0.4, -0.7, 0.5]).as_matrix()
+TURN[:3, 3] = 20.0, -5.0, 8.0
 
-@pytest.fixture
-def run():
-    """A reconstruction whose slices are where they belong, and their poses."""
+
+def reconstruction(world):
+    """One whose slices are where they belong, in a world that was turned."""
     stacks, poses, *_ = moving_stacks()
+    stacks = [replace(s, lattice=replace(s.lattice, affine=world @ s.lattice.affine)) for s in stacks]
+    poses = world @ poses @ np.linalg.inv(world)
     run = _Reconstruction(stacks, SvrOptions(resolution_mm=1.0), lambda stage, done, total: None)
     run.backend, run.pixels, run.poses = BACKEND, collect_pixels(stacks), poses
     run.axes = grid_axes(run.pixels, 0)
     run.frame = Frame.around(run.pixels.points_mm[run.pixels.in_mask])
     return run
+
+
+@pytest.fixture
+def run():
+    return reconstruction(np.eye(4))
 
 
 def error_mm(run, poses):
@@ -30,13 +43,21 @@ def error_mm(run, poses):
     return np.bincount(p.slice_of, way, p.n_slices) / p.n_masked
 
 
+def lose(run):
+    """Three of the slices that hold much go far from their place; which."""
+    lost = np.argsort(-run.pixels.n_masked)[[1, 4, 9]]
+    turns = [[6, 0, 0], [0, -6, 0], [0, 0, 6]] @ run.axes.T
+    shifts = [[0, 5, 0], [0, 0, 5], [-5, 0, 0]] @ run.axes.T
+    steps = np.zeros((len(run.poses), 6))
+    steps[lost] = np.concatenate([turns, shifts], 1)
+    run.poses = run.frame.motions(steps) @ run.poses
+    return lost
+
+
 def test_lost_slices_are_told_and_found(run):
     true = run.poses
     size = run.pixels.n_masked
-    lost = np.argsort(-size)[[1, 4, 9]]  # of the slices that hold much
-    steps = np.zeros((len(true), 6))
-    steps[lost] = [[6, 0, 0, 0, 5, 0], [0, -6, 0, 0, 0, 5], [0, 0, 6, -5, 0, 0]]
-    run.poses = run.frame.motions(steps) @ true
+    lost = lose(run)
     score = leave_out_ncc(run)
     assert (score[lost] < LOST * np.median(score)).all()
     assert error_mm(run, true)[lost].min() > 3
@@ -50,3 +71,12 @@ def test_slices_that_are_in_place_stay(run):
     true = run.poses
     find_lost(run)
     assert error_mm(run, true).max() < 1.0
+
+
+def test_the_search_does_not_depend_on_the_axes_of_the_world(run):
+    turned = reconstruction(TURN)
+    for one in (run, turned):
+        lose(one)
+        find_lost(one)
+    expected = TURN @ run.poses @ np.linalg.inv(TURN)
+    assert error_mm(turned, expected).max() < 0.05
