@@ -7,6 +7,7 @@ by leave-one-stack-out prediction.
   svr.py --data DIR --displaced                whole stacks far away: who finds back
   svr.py --data DIR --wrong                    wrong masks, wrong order of acquisition, box profile, jumps
   svr.py --data DIR --real                     real stacks: every stack predicted from the others
+  svr.py --data DIR --speed                    the whole command on one thread and on all cores: on a quiet machine
   svr.py --truth A_T1w.nii.gz --mask M.nii.gz --resolution 1   another truth
 
 PSNR (range: maximum of the truth in the mask), SSIM and NCC in the true mask after ONE rigid motion, the one that brings
@@ -14,7 +15,8 @@ the estimated slice poses nearest to the true ones, and one gain. TRE: mean dist
 from their true places after that motion. Seconds are CPU seconds of the method in this process, after a warm-up.
 `mean` is the mean of the stacks as the scanner placed them. The held-out score of --real is the correlation, in the
 mask, of each slice with a volume made of the other stacks; only the pose of that slice is fitted; the mean over slices,
-and the mean weighted by their pixels (slices at the edge of the anatomy have few).
+and the mean weighted by their pixels (slices at the edge of the anatomy have few). `own slices seen`: the same score
+with the slice among the data, as predicted at the end of the fit: a bound from above.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ import os
 import platform
 import resource
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -40,7 +44,7 @@ from bids_gsrecon.imaging.metrics import ncc, psnr, resample_to, ssim
 from bids_gsrecon.imaging.resample import resample
 from bids_gsrecon.imaging.simulate_stacks import SimulatedStack, moving_stacks
 from bids_gsrecon.imaging.stacks import SliceStack
-from bids_gsrecon.interfaces.io import load_mask, load_volume
+from bids_gsrecon.interfaces.io import load_mask, load_volume, save_volume
 from bids_gsrecon.recon.svr.method import svr
 from bids_gsrecon.recon.svr.motion import Frame, mean_motion, neighbour_means
 from bids_gsrecon.recon.svr.pixels import collect_pixels
@@ -115,7 +119,7 @@ class Problem:
     def run(self, method: str, stacks=None, **options) -> dict:
         stacks = stacks or self.stacks
         start = time.process_time()
-        result = svr(stacks, options=SvrOptions(resolution_mm=self.resolution, **options))
+        result = reconstruct(stacks, self.resolution, options)
         cpu = time.process_time() - start
         row = self.score(result.image, result.lattice, stacks, result.poses)
         excluded = int(result.slices.excluded.sum())
@@ -133,6 +137,11 @@ class Problem:
         still = np.tile(np.eye(4), (collect_pixels(self.stacks).n_slices, 1, 1))
         row = self.score(image, lattice, self.stacks, still)
         return {'case': self.name, 'method': 'mean', **row, 'cpu': 0.0, 'excluded': 0}
+
+
+def reconstruct(stacks, resolution_mm: float, options=()):
+    """On one thread: its CPU seconds are those of the work."""
+    return svr(stacks, options=SvrOptions(resolution_mm=resolution_mm, n_threads=1, **dict(options)))
 
 
 def make(args, motion: str, *, n_stacks=3, voids=0.0, seed=7, **more) -> Problem:
@@ -162,10 +171,12 @@ def table(args):
     for n_stacks in args.stacks:
         for motion in args.motions:
             for voids in (0.0, 0.1):
-                problem = make(args, motion, n_stacks=n_stacks, voids=voids)
-                yield problem.mean()
-                for method, options in METHODS.items():
-                    yield problem.run(method, **options)
+                for seed in args.seeds:
+                    problem = make(args, motion, n_stacks=n_stacks, voids=voids, seed=seed)
+                    problem.name += f', seed {seed}' if len(args.seeds) > 1 else ''
+                    yield problem.mean()
+                    for method in args.methods:
+                        yield problem.run(method, **METHODS[method])
 
 
 def ablations(args):
@@ -227,8 +238,9 @@ def real(args):
     """Every real stack predicted from the others."""
     stacks = load_real(args)
     start = time.process_time()
-    whole = svr(stacks, options=SvrOptions(resolution_mm=args.resolution))
+    whole = reconstruct(stacks, args.resolution)
     yield {'case': 'all stacks', 'method': 'gsrecon', 'cpu': time.process_time() - start}
+    yield {'case': 'all slices', 'method': 'own slices seen', **_held(*seen(stacks, whole)), 'cpu': 0.0}
     for method, options in {'stacks only': {'slice_motion': False}, 'gsrecon': {}}.items():
         all_scores, all_sizes = [], []
         for number in range(len(stacks)):
@@ -247,10 +259,22 @@ def _held(scores: np.ndarray, sizes: np.ndarray) -> dict:
     return {'held': float(scores.mean()), 'held_pixels': float(np.average(scores, weights=sizes))}
 
 
+def seen(stacks, whole) -> tuple[np.ndarray, np.ndarray]:
+    """(slices,) correlations of all slices with what the volume made of them shows there, and their pixels."""
+    scores, sizes = [], []
+    for stack, simulated in zip(stacks, whole.predicted):
+        inside = stack.mask & np.isfinite(simulated)
+        for k in np.flatnonzero(inside.sum((0, 1)) > 2):
+            part = inside[:, :, k]
+            scores.append(np.corrcoef(stack.data[part, k], simulated[part, k])[0, 1])
+            sizes.append(part.sum())
+    return np.nan_to_num(np.array(scores)), np.array(sizes)
+
+
 def held_out(stacks, number: int, resolution: float, whole, options) -> tuple[np.ndarray, np.ndarray]:
     """(slices,) correlations of a stack's slices with a volume made without it, and their pixels in the mask."""
     others = [s for n, s in enumerate(stacks) if n != number]
-    result = svr(others, options=SvrOptions(resolution_mm=resolution, **options))
+    result = reconstruct(others, resolution, options)
     pixels = collect_pixels([stacks[number]])
     frame = Frame.around(pixels.points_mm[pixels.in_mask])
     # Start from the poses of all stacks together, brought to the frame of this volume.
@@ -294,11 +318,50 @@ def load_real(args) -> list[SliceStack]:
     return stacks
 
 
+def speed(args):
+    """The whole command: CPU and wall seconds on one thread, on all cores, and of two at once on one thread each
+    (what work without any serial part would gain from a second core of this machine: twice the time of one alone
+    over theirs)."""
+    problem = make(args, 'small')
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for n, stack in enumerate(problem.stacks):
+            for what, data in (('stack', stack.data), ('mask', stack.mask.astype(np.uint8))):
+                names.append(f'{folder}/{what}-{n}.nii.gz')
+                save_volume(names[-1], data, stack.lattice.affine)
+        command = [
+            sys.executable, '-m', 'bids_gsrecon.cli.direct', 'svr', *names[::2], '--masks', *names[1::2],
+            '--resolution', str(args.resolution), '--thickness', str(args.thickness),
+        ]  # fmt: skip
+        for turn in range(3):  # the first compiles and fills the caches
+            for threads, at_once in ((1, 1), (os.cpu_count(), 1), (1, 2)):
+                before, start = _children_cpu(), time.perf_counter()
+                running = [
+                    subprocess.Popen(
+                        [*command, '--threads', str(threads), '-o', f'{folder}/out-{n}.nii.gz'],
+                        stdout=subprocess.DEVNULL,
+                    )
+                    for n in range(at_once)
+                ]
+                if any(process.wait() for process in running):
+                    raise RuntimeError('the command failed: see above')
+                wall, cpu = time.perf_counter() - start, (_children_cpu() - before) / at_once
+                name = f'{threads} thread(s)' + (f', {at_once} at once' if at_once > 1 else '')
+                if turn:
+                    yield {'case': f'whole command, run {turn}', 'method': name, 'cpu': cpu, 'wall': wall}
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 COLUMNS = (
     ('case', 'case', '{}'), ('method', 'method', '{}'), ('psnr', 'PSNR dB', '{:.2f}'), ('ssim', 'SSIM', '{:.4f}'),
     ('ncc', 'NCC', '{:.4f}'), ('held', 'held-out NCC', '{:.4f}'),
     ('held_pixels', 'by pixels', '{:.4f}'), ('tre', 'TRE mm', '{:.3f}'),
     ('p95', '95 % mm', '{:.2f}'), ('excluded', 'excluded', '{}'), ('cpu', 'CPU s', '{:.1f}'),
+    ('wall', 'wall s', '{:.1f}'),
 )  # fmt: skip
 
 
@@ -318,7 +381,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument('--thickness', type=float, default=3.3, help='mm')
     parser.add_argument('--stacks', type=int, nargs='+', default=[3, 6])
     parser.add_argument('--motions', nargs='+', choices=MOTIONS, default=list(MOTIONS))
-    for name in ('ablations', 'displaced', 'wrong', 'real'):
+    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS), help='of the table')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[7], help='of the simulations of the table')
+    for name in ('ablations', 'displaced', 'wrong', 'real', 'speed'):
         parser.add_argument(f'--{name}', action='store_true', help=globals()[name].__doc__)
     return parser
 
@@ -328,7 +393,7 @@ def main(argv=None) -> int:
     if not (args.data or args.truth):
         print('svr.py: give --data DIR or --truth IMAGE', file=sys.stderr)
         return 2
-    asked = [f for f in (ablations, displaced, wrong, real) if getattr(args, f.__name__)] or [table]
+    asked = [f for f in (ablations, displaced, wrong, real, speed) if getattr(args, f.__name__)] or [table]
     now = datetime.now(timezone.utc)
     print(
         f'# {now:%Y-%m-%d %H:%M} UTC, {platform.machine()}, {os.cpu_count()} cores, Python '
