@@ -144,14 +144,14 @@ def reconstruct(stacks, resolution_mm: float, options=()):
     return svr(stacks, options=SvrOptions(resolution_mm=resolution_mm, n_threads=1, **dict(options)))
 
 
-def make(args, motion: str, *, n_stacks=3, voids=0.0, seed=7, **more) -> Problem:
+def make(args, level: str, *, n_stacks=3, voids=0.0, seed=7, **more) -> Problem:
     truth, mask = load_truth(args)
     options = {
         'in_plane_mm': args.in_plane, 'thickness_mm': args.thickness, 'void_share': voids, 'seed': seed,
-        **MOTIONS[motion], **more,
+        **MOTIONS[level], **more,
     }  # fmt: skip
     simulated = moving_stacks(truth, mask, n_stacks=n_stacks, **options)
-    name = f'{motion}, {n_stacks} stacks' + (', voids' if voids else '')
+    name = f'{level}, {n_stacks} stacks' + (', voids' if voids else '')
     return Problem(name, truth, mask, simulated, args.resolution)
 
 

@@ -9,6 +9,7 @@ from bids_gsrecon.imaging.metrics import resample_to
 from bids_gsrecon.imaging.profile import SliceProfile
 from bids_gsrecon.imaging.sampling import make_sampling
 from bids_gsrecon.imaging.simulate import coarse_voxels, thick_slices
+from bids_gsrecon.recon.superres import similarity
 from bids_gsrecon.recon.superres.grids import voxel_profiles
 from bids_gsrecon.recon.superres.similarity import NOISE, SPREAD, Consistency, self_similar
 from tests.helpers import assert_adjoint
@@ -142,15 +143,36 @@ def test_turns_bring_cubic_nearer_to_the_truth_and_to_the_data(how):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'factors', 'n_turns'),
-    [('box', (2, 2, 2), 2), ('box', (3, 3, 3), 4), ('point', (3, 3, 3), 8)],
+    ('kind', 'factors', 'expected'),
+    [('box', (2, 2, 2), [1, 2]), ('box', (3, 3, 3), [1, 2, 3, 4]), ('point', (3, 3, 3), [*range(1, 9), 16])],
 )
-def test_the_less_is_seen_the_more_turns(kind, factors, n_turns):
+def test_the_less_is_seen_the_more_turns(kind, factors, expected):
+    # Of points 16 at the most, but nothing is gained here.
     sampling, turns = operator(kind, factors), []
     zero = np.zeros(sampling.fine_shape, np.float32)
     data = np.zeros(COARSE.shape, np.float32)
     self_similar(zero, sampling, data, data == 0, lambda *state: turns.append(state))
-    assert [done for _, done, _ in turns] == list(range(1, n_turns + 1))
+    assert [done for _, done, _ in turns] == expected
+
+
+def test_points_take_more_turns_while_they_pay(monkeypatch):
+    truth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(33, 33, 33)), 2.5).astype(
+        np.float32
+    )
+    sampling = operator('point', (3, 3, 3), Lattice((11, 11, 11), np.diag([3.0, 3.0, 3.0, 1.0])))
+    data = sampling.forward(truth)
+    start = ndimage.zoom(data, 3, order=1).astype(np.float32)
+    error, n_turns = [], []
+    for more in (0, similarity.MOST_MORE_TURNS):
+        monkeypatch.setattr(similarity, 'MOST_MORE_TURNS', more)
+        turns = []
+        found = self_similar(
+            start, sampling, data, data > -1, lambda *state, turns=turns: turns.append(state)
+        )
+        error.append(np.linalg.norm(found - truth))
+        n_turns.append(len(turns))
+    assert n_turns[0] == 8 and 8 < n_turns[1] <= 16
+    assert error[1] < error[0]
 
 
 @pytest.mark.parametrize('value', [0.7, 1.0])
