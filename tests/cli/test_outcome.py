@@ -64,7 +64,7 @@ def test_sentence_of_a_memory_error_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ('last_line', 'advice'),
     [
-        ("OSError: [Errno 28] No space left on device: '/work/a.nii'", 'No space left on device, /work/a.nii): the disk is full'),
+        ("OSError: [Errno 28] No space left on device: '/scratch/a.nii'", 'No space left on device, /scratch/a.nii): the disk is full'),
         ("OSError: [Errno 122] Disk quota exceeded", 'Disk quota exceeded): your quota is used up'),
         ("OSError: [Errno 30] Read-only file system: '/work'", '/work): the disk is read-only'),
         ("BlockingIOError: Unable to open file (unable to lock file, errno = 37, error message = 'No locks available')", 'No locks available): the file system has no locks'),

@@ -31,7 +31,7 @@ from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.solvers.blas_threads import single_threaded_blas
 
 # Steps of Adam on half of the frames, twice as many, then on all.
-SKETCH_STEPS, STEPS = 15, 40
+SKETCH_STEPS, STEPS = 12, 34
 # chi^2 above which more Gaussians move, and above which drift and a further harmonic are added: in the sketch, where
 # it is still too high, and at the end.
 SKETCH_LIMITS, LIMITS = (2.0, 2.0), (1.3, 1.3)
