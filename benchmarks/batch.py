@@ -32,7 +32,7 @@ from pathlib import Path
 import psutil
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from faults import write_dataset
+from struck_runs import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE_EVERY = 10

@@ -25,6 +25,7 @@ def load_bench():
 
 
 FAULTS = load_bench()
+RUNS = sys.modules['struck_runs']
 # exit code, words of the error or verdict; the others wait for GSRECON_TEST_ALL_FAULTS=1.
 EXPECTED = {
     'killed (out of memory), one process': (1, 'sub_01_wf.session_wf.double0 was killed, most likely out of memory'),
@@ -70,7 +71,7 @@ def test_every_fault_has_an_expectation():
 
 @pytest.fixture(scope='module')
 def bench(tmp_path_factory):
-    return FAULTS.Bench(tmp_path_factory.mktemp('faults'), FAULTS.TOY)
+    return RUNS.Bench(tmp_path_factory.mktemp('faults'), RUNS.TOY)
 
 
 @pytest.mark.parametrize('fault', [*EXPECTED, *SLOWER])

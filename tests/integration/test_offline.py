@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bids_datasets import healthy
-from tests.integration.test_faults import FAULTS
+from tests.integration.test_faults import RUNS
 
 pytestmark = [
     pytest.mark.integration,
@@ -23,7 +23,7 @@ def offline(folder, *command):
     note = folder / 'network.txt'
     environment = {
         **os.environ,
-        'LD_PRELOAD': str(FAULTS.compile_faults(folder)),
+        'LD_PRELOAD': str(RUNS.compile_faults(folder)),
         'FAULT_NETWORK': str(note),
         'HOME': str(folder),  # no caches of this user
         'TEMPLATEFLOW_HOME': str(folder / 'templateflow'),
