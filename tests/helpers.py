@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,12 @@ def assert_gradient(function, gradient, x0, *, seed=0, step=1e-6, rtol=1e-6, n_d
         numeric = (function(x0 + step * direction) - function(x0 - step * direction)) / (2 * step)
         analytic = float(np.vdot(g, direction))
         assert abs(numeric - analytic) <= rtol * max(np.linalg.norm(g), 1e-12), (numeric, analytic)
+
+
+def open_to_others(folder):
+    """Let every user reach a folder of pytest's, which keeps its own for their maker."""
+    top = Path(tempfile.gettempdir()).resolve()
+    for one in (folder, *folder.parents):
+        if top not in one.resolve().parents:
+            break
+        one.chmod(0o755)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import open_to_others
+
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = os.environ.get('GSRECON_TEST_CONTAINER', '')
 OPTIONS = shlex.split(os.environ.get('GSRECON_TEST_BUILD_OPTIONS', ''))
@@ -133,8 +135,7 @@ def image(tmp_path_factory):
 def folders(tmp_path_factory, image):
     """in, out and work, for whoever runs there; the demo data set is in ``in``."""
     root = tmp_path_factory.mktemp('data')
-    for folder in (root, *root.parents[:2]):
-        folder.chmod(0o755)
+    open_to_others(root)
     for name in ('in', 'out', 'work'):
         (root / name).mkdir()
         (root / name).chmod(0o777)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import require_program
+from tests.helpers import open_to_others, require_program
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = ROOT / 'containers' / 'install.sh'
@@ -284,8 +284,7 @@ def _sealed(tmp_path, image, **more):
     setpriv = require_program('setpriv')
     if os.getuid() != 0:
         pytest.skip('needs root, to be somebody else')
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    open_to_others(tmp_path)
     (tmp_path / 'tmp').chmod(0o1777)
     script = f'prefix={image}; . {ENVIRONMENT}; env'
     done = subprocess.run(
