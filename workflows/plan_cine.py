@@ -19,10 +19,10 @@ PROGRAM_GB = 0.5
 # one slice holds beside them. By measurement, rounded up.
 RAW_COPIES, HYBRID_COPIES, FIT_COPIES = 6, 2, 8
 
-# Processor seconds per slice, and per value of the series; a guess: how many times as much the published model takes
-# (benchmarks/resources.py).
-SLICE_SECONDS, VALUE_SECONDS = 5.0, 2e-5
-FREE_FACTOR = 20.0
+# Processor seconds of every run, per slice, and per value of the series; how many times as much the published model
+# takes. A little more than was seen (benchmarks/resources.py, benchmarks/cine.py).
+RUN_SECONDS, SLICE_SECONDS, VALUE_SECONDS = 30.0, 2.0, 5e-6
+FREE_FACTOR = 80.0
 
 
 @dataclass
@@ -107,7 +107,7 @@ def estimate(config: Config, session: CineSession) -> Estimate:
         seconds += (1 + len(target.retro)) * (target.n_slices * SLICE_SECONDS + values * VALUE_SECONDS)
     if config.method.cine.get('model') == 'free':
         seconds *= FREE_FACTOR
-    return Estimate(max(map(estimated_memory_gb, session.targets)), 30.0 + seconds)
+    return Estimate(max(map(estimated_memory_gb, session.targets)), RUN_SECONDS + seconds)
 
 
 def _check_name(path: Path, participant: str, session: str | None, names: dict[str, Path]) -> None:

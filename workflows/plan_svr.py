@@ -21,9 +21,10 @@ from bids_gsrecon.workflows.plan_types import ParticipantPlan, Scan, SessionPlan
 
 SAMPLE_STEP_MM = 5.0  # between points at which fields of view are compared
 MARGIN_MM = 15.0  # of the volume's grid around the anatomy: motion, and what a slice sees around it
-# Processor seconds per pixel, voxel of the volume and stored pixel: guesses, to be compared by benchmarks/resources.py.
-PIXEL_SECONDS, VOXEL_SECONDS, STORED_SECONDS = 1e-4, 2e-5, 1e-5
-RESIDUAL_FIELD_FACTOR = 3.0
+# Processor seconds: of every run, and per pixel, voxel of the volume and stored pixel; a little more than was seen
+# (benchmarks/resources.py).
+RUN_SECONDS, PIXEL_SECONDS, VOXEL_SECONDS, STORED_SECONDS = 30.0, 5e-5, 1e-5, 5e-6
+RESIDUAL_FIELD_FACTOR = 3.5
 THICK_RATIO = 1.5  # slice spacing over the coarser pixel size, from which an image is a stack of slices
 # In these the stacks of one volume may differ; any other entity says that they show different things.
 FREE_ENTITIES = ('acq', 'dir', 'run')
@@ -207,7 +208,7 @@ def estimate(config: Config, session: SvrSession) -> Estimate:
         seconds += PIXEL_SECONDS * pixels + VOXEL_SECONDS * voxels + STORED_SECONDS * stored
     if config.method.svr.get('residual_field'):
         seconds *= RESIDUAL_FIELD_FACTOR
-    return Estimate(max(map(estimated_memory_gb, session.targets)), 40.0 + seconds)
+    return Estimate(max(map(estimated_memory_gb, session.targets)), RUN_SECONDS + seconds)
 
 
 def _estimated_size(target: SvrTarget) -> tuple[int, int]:
