@@ -21,7 +21,7 @@ MANY_CELLS = 20
 SKIPPING_TURNS = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5)
 SKIPPED = 0.5
 # ... and the last of these turns is repeated while it pays: while likes predict what was acquired better than in
-# the turn before, by at least this share. (Seen: noisy heads took none to two more, a clean fetal brain all.)
+# the turn before, by at least this share.
 MOST_MORE_TURNS = 8
 LEAST_GAIN = 0.005
 LEAST_DEVIATION = 0.02  # of the image's

@@ -41,7 +41,7 @@ QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further ro
 SLICE_ROUNDS = 8
 FIND_LOST = 4  # round after which slices that lost their way are looked for
 # Last rounds of volume and poses, in which slices also get a field of brightness: before, it would explain what
-# the volume does not show yet (with void slices that cost .25 dB).
+# the volume does not show yet.
 BIAS_ROUNDS = 4
 STILL_ROUNDS = 3  # of volume and brightness of slices, where no slice moves by itself
 SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
