@@ -286,10 +286,12 @@ def held_out(stacks, number: int, resolution: float, whole, options) -> tuple[np
     amplitudes = np.zeros(result.lattice.shape, np.float32)
     where = np.rint(result.lattice.to_index(result.field.means_mm)).astype(int)
     amplitudes[tuple(where.T)] = result.field.amplitudes[:, 0]
-    amplitudes /= np.percentile(result.image[result.mask], 99)
     own = pixels.selected(pixels.in_mask)
     sigma = NARROW_SIGMA if SvrOptions(**options).anisotropic else GRID_SIGMA
     problem = PoseProblem(own, result.lattice, [amplitudes], frame, get_backend('cpu'), sigma)
+    # Slices differ in brightness by their gains, which have the mean one: the volume in the units of the stack.
+    predicted = problem.predict(poses)
+    amplitudes *= float(predicted @ own.values) / float(predicted @ predicted)
     each = np.arange(pixels.n_slices)
     poses, least = problem.refine(poses, each, n_steps=10)
     # A slice at the edge may start too far off: also from where its neighbours in time are.

@@ -33,7 +33,8 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
     lattice = view.lattice
     everything = View.make(run.pixels, lattice, run.poses, run.backend, grid_sigma=view.grid_sigma)
     mask = anatomy_mask(everything)
-    field = grid_field(image * scale, lattice, mask, view.grid_sigma)
+    seen = view.adjoint(np.ones(len(view.pixels.values)))
+    field = grid_field(image * scale, lattice, mask, seen > 0, view.grid_sigma)
     sampled = render([field], lattice, backend=run.options.device)
     size = run.pixels.size_mm[view.pixels.slice_of]
     per_pixel = size.prod(1) / lattice.voxel_sizes_mm[0] ** 3
@@ -54,12 +55,13 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
     )
 
 
-def grid_field(amplitudes, lattice: Lattice, mask, grid_sigma: float) -> GaussianField:
-    """The Gaussians of a grid that reach into the mask; amplitudes are theirs on the grid."""
+def grid_field(amplitudes, lattice: Lattice, mask, seen, grid_sigma: float) -> GaussianField:
+    """The Gaussians of a grid that reach into the mask, or that slices see (a slice's mask may be wider);
+    amplitudes are theirs on the grid."""
     h = float(lattice.voxel_sizes_mm[0])
     reach = int(np.ceil(CUTOFF * grid_sigma)) + 1
     ball = ndimage.generate_binary_structure(3, 1)
-    keep = ndimage.binary_dilation(mask, ball, iterations=reach)
+    keep = seen | ndimage.binary_dilation(mask, ball, iterations=reach)
     where = np.argwhere(keep)
     n = len(where)
     sigma = grid_sigma / np.sqrt(variance_ratio(CUTOFF))  # in grid spacings

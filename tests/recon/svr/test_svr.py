@@ -8,6 +8,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from bids_gsrecon.imaging.foreground import dilated
 from bids_gsrecon.imaging.render import render
 from bids_gsrecon.recon.svr.method import svr
 from bids_gsrecon.recon.svr.motion import Frame, mean_motion, neighbour_means
@@ -15,6 +16,7 @@ from bids_gsrecon.recon.svr.pixels import collect_pixels
 from bids_gsrecon.recon.svr.poses import slice_gains
 from bids_gsrecon.recon.svr.residual_field import add_residual_field
 from bids_gsrecon.recon.svr.robust import robust_weights
+from bids_gsrecon.recon.svr.shapes import NARROW_SIGMA
 from bids_gsrecon.recon.svr.types import SvrOptions
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import EMPTY, EdgePrior
@@ -80,6 +82,28 @@ def test_the_field_is_the_image(result):
     sampled = render([result.field], result.lattice, backend='cpu')
     np.testing.assert_allclose(sampled[result.mask], result.image[result.mask], atol=1e-5)
     assert not result.image[~result.mask].any() and result.mask.any()
+
+
+def test_the_field_holds_what_a_wide_mask_shows(case):
+    # Outside the anatomy that most masks agree on, where one slice sees something.
+    wide = dilated(case[0][0].mask, case[0][0].lattice, 6.0)
+    data = np.where(wide & ~case[0][0].mask, 0.5 * case[0][0].data.max(), case[0][0].data)
+    stacks = [replace(case[0][0], mask=wide, data=data.astype(np.float32)), *case[0][1:]]
+    options = SvrOptions(
+        resolution_mm=1.0, stack_motion=False, slice_motion=False, slice_bias=False, reference=0
+    )
+    result = svr(stacks, options=options)
+    pixels = collect_pixels(stacks)
+    pixels = pixels.selected(pixels.in_mask)
+    amplitudes = np.zeros(result.lattice.shape, np.float32)
+    where = np.rint(result.lattice.to_index(result.field.means_mm)).astype(int)
+    amplitudes[tuple(where.T)] = result.field.amplitudes[:, 0]
+    view = View.make(pixels, result.lattice, result.poses, BACKEND, grid_sigma=NARROW_SIGMA)
+    shown = view.forward(amplitudes) * result.slices.gain[pixels.slice_of]
+    first = pixels.of_stack(0)
+    where = np.rint(stacks[0].lattice.to_index(pixels.points_mm[first])).astype(int)
+    predicted = result.predicted[0][tuple(where.T)]
+    np.testing.assert_allclose(shown[first], predicted, atol=1e-4 * predicted.max())
 
 
 def test_the_order_of_stacks_changes_no_bit(case, result):
