@@ -7,6 +7,7 @@ therefore compared with volumes that it, and all others that are lost, had no pa
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from bids_gsrecon.imaging.metrics import ncc
 from bids_gsrecon.recon.svr.motion import neighbour_means
@@ -17,25 +18,38 @@ from bids_gsrecon.recon.svr.volume import solve_volume
 LOST = 0.9  # of the median correlation with the other stacks' volume, below which a slice is sought
 MOST_LOST = 0.6  # share of the slices: more leave too little to compare them with
 SPACINGS = (4, 2)  # of the volumes, of the final one
+ASTRAY_MM = 8.0  # of a slice's pose from the median of those about it in time; turns are lengths of arc
+WINDOW = 11  # slices of that median
 START_MM = 5.0  # length of the steps of the starts around the neighbours' pose, translations and turns
 N_STEPS = 5
-N_TURNS = 3
-BETTER = 0.02  # correlation that one slice must have gained for another turn
+N_TURNS = 6  # at most: as long as slices are found
+BETTER = 0.02  # correlation that a slice must have gained to count as found
+SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
 
 
-def find_lost(run) -> None:
+def find_lost(run) -> bool:
     """Move lost slices to where they agree with the others; in place in ``run.poses``.
 
     Parameters
     ----------
     run
         A reconstruction: pixels, poses, axes, frame, backend, `level`, `leave_out`.
+
+    Returns
+    -------
+    bool
+        Whether a slice of some size was found, so that others may be found with its help.
     """
-    score = _score(run)
+    score, size = _score(run), run.pixels.n_masked
+    large = size >= SMALL * np.median(size)
+    any_found = False
     for _ in range(N_TURNS):
-        lost = score < LOST * np.median(score)
+        low = score < LOST * np.median(score)
+        lost = low | _astray(run)
+        if lost.mean() > MOST_LOST:
+            lost = low
         if not lost.any() or lost.mean() > MOST_LOST:
-            return
+            break
         before = run.poses
         for voxels in SPACINGS:
             pixels, lattice = run.level(voxels * run.options.resolution_mm)
@@ -44,9 +58,12 @@ def find_lost(run) -> None:
         after = _score(run)
         worse = lost & (after < score)
         run.poses = np.where(worse[:, None, None], before, run.poses)
-        if not (lost & (after > score + BETTER)).any():
-            return
-        score = _score(run) if worse.any() else after
+        found = lost & large & (after > score + BETTER)
+        score = np.where(worse, score, after)
+        if not found.any():
+            break
+        any_found = True
+    return any_found
 
 
 def _score(run) -> np.ndarray:
@@ -95,15 +112,34 @@ def align_apart(
     view = View.make(others, lattice, run.poses, run.backend)
     gains = np.ones(pixels.n_slices) if gains is None else gains
     volume = solve_volume(view, np.ones(len(others.values)), gains, image, n_iterations=8, n_rounds=1)
-    own = pixels.selected(apart[pixels.slice_of])
-    problem = PoseProblem(own, lattice, [volume], run.frame, run.backend)
-    each = np.arange(pixels.n_slices)
-    best, least = problem.refine(run.poses, each, n_steps=n_steps)
-    for start in starts:
-        poses, cost = problem.refine(start, each, n_steps=n_steps)
-        better = cost < least
-        best, least = np.where(better[:, None, None], poses, best), np.where(better, cost, least)
-    return np.where(apart[:, None, None], best, run.poses)
+    which = np.flatnonzero(apart)
+    starts = np.stack([run.poses, *starts])[:, which]
+    n_pixels = np.bincount(pixels.slice_of, minlength=pixels.n_slices)[which].sum()
+    at_once = max(1, len(pixels.values) // max(1, n_pixels))  # starts, in the memory of all slices
+    found, cost = [], []
+    for first in range(0, len(starts), at_once):
+        some = starts[first : first + at_once]
+        own = pixels.repeated(which, len(some))
+        problem = PoseProblem(own, lattice, [volume], run.frame, run.backend, mean_one=False)
+        ends, costs = problem.refine(some.reshape(-1, 4, 4), np.arange(own.n_slices), n_steps=n_steps)
+        found.append(ends.reshape(some.shape))
+        cost.append(costs.reshape(some.shape[:2]))
+    best = np.concatenate(cost).argmin(0)
+    poses = run.poses.copy()
+    poses[which] = np.concatenate(found)[best, np.arange(len(which))]
+    return poses
+
+
+def _astray(run) -> np.ndarray:
+    """(M,) bool: slices far from where most of their neighbours in time are; they may look right in a wrong place."""
+    pixels, parameters = run.pixels, run.frame.parameters(run.poses)
+    far = np.zeros(pixels.n_slices, bool)
+    for stack in range(pixels.n_stacks):
+        mine = np.flatnonzero(pixels.stack_of == stack)
+        mine = mine[np.argsort(pixels.rank[mine], kind='stable')]
+        usual = ndimage.median_filter(parameters[mine], (WINDOW, 1), mode='nearest')
+        far[mine] = np.linalg.norm(parameters[mine] - usual, axis=1) > ASTRAY_MM
+    return far
 
 
 def _starts(run, pixels, lost: np.ndarray):

@@ -21,7 +21,7 @@ from bids_gsrecon.recon.progress import Progress
 from bids_gsrecon.recon.svr.bias import SliceBias
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
-from bids_gsrecon.recon.svr.lost import align_apart, find_lost
+from bids_gsrecon.recon.svr.lost import SMALL, align_apart, find_lost
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
@@ -39,12 +39,11 @@ PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
 QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
-FIND_LOST = 4  # round after which slices that lost their way are looked for
+FIND_LOST = (4, 6)  # rounds after which slices that lost their way are looked for; later ones if some were found
 # Last rounds of volume and poses, in which slices also get a field of brightness: before, it would explain what
 # the volume does not show yet.
 BIAS_ROUNDS = 4
 STILL_ROUNDS = 3  # of volume and brightness of slices, where no slice moves by itself
-SMALL = 0.4  # of the median slice's pixels: a slice that can explain itself anywhere
 PLACE_SMALL = (3, 6)  # joint steps after which small slices are aligned with the others alone
 FIRST_PULL, LAST_PULL = 0.04, 0.001  # of neighbours in time on poses, while single slices are aligned
 
@@ -173,7 +172,7 @@ class _Reconstruction:
                     break
 
     def _align_slices(self):
-        image = None
+        image, found = None, True
         each = np.arange(self.pixels.n_slices)
         ones = np.ones(self.pixels.n_slices)
         pixels, lattice = self.level(2 * self.options.resolution_mm)
@@ -184,9 +183,9 @@ class _Reconstruction:
             pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
             problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
-            if number == FIND_LOST:
+            if number in FIND_LOST and found:
                 self.report('looking for lost slices', 0, 1)
-                find_lost(self)
+                found = find_lost(self)
 
     def _reconstruct(self):
         """The view, amplitudes, gains and pixel weights at the end."""

@@ -11,6 +11,8 @@ from scipy import ndimage
 from bids_gsrecon.imaging.stacks import SliceStack
 
 RING_MM = 4.0  # of zeros about the mask, that hold the anatomy's outline in place
+_OF_PIXELS = ('points_mm', 'values', 'in_mask')
+_OF_SLICES = ('stack_of', 'index', 'rank', 'axes', 'psf_variance_mm2', 'size_mm')
 
 
 @dataclass(eq=False)
@@ -70,8 +72,19 @@ class Pixels:
 
     def selected(self, keep: np.ndarray) -> Pixels:
         """Some of the pixels, all slices."""
-        parts = {name: getattr(self, name)[keep] for name in ('points_mm', 'values', 'in_mask', 'slice_of')}
+        parts = {name: getattr(self, name)[keep] for name in (*_OF_PIXELS, 'slice_of')}
         return replace(self, **parts)
+
+    def repeated(self, slices: np.ndarray, times: int) -> Pixels:
+        """Some slices (ascending) with their pixels, over and over: copy c of the i-th is ``c * len(slices) + i``."""
+        keep = np.flatnonzero(np.isin(self.slice_of, slices))
+        number = np.searchsorted(slices, self.slice_of[keep])
+        copies = np.arange(times)[:, None] * len(slices)
+        rows = {name: np.tile(slices, times) for name in _OF_SLICES} | {
+            name: np.tile(keep, times) for name in _OF_PIXELS
+        }
+        parts = {name: getattr(self, name)[row] for name, row in rows.items()}
+        return Pixels(**parts, slice_of=(number + copies).ravel())
 
     def residual(self, predicted: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """(N,) what a prediction (N,) times the gains of its slices (M,) does not explain."""

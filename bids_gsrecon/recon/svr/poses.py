@@ -62,13 +62,15 @@ def slice_sums(pixels: Pixels, jacobian, values) -> np.ndarray:
     return out
 
 
-def slice_gains(predicted, pixels: Pixels, weights) -> np.ndarray:
-    """(M,) least-squares gain of every slice (value = gain x prediction), mean one, within limits."""
+def slice_gains(predicted, pixels: Pixels, weights, *, mean_one: bool = True) -> np.ndarray:
+    """(M,) least-squares gain of every slice (value = gain x prediction), within limits, then scaled to mean one."""
     w = weights * pixels.in_mask
     cross = np.bincount(pixels.slice_of, w * predicted * pixels.values, pixels.n_slices)
     power = np.bincount(pixels.slice_of, w * predicted.astype(np.float64) ** 2, pixels.n_slices)
     gains = np.where(power > 1e-9, cross / np.maximum(power, 1e-9), 1.0)
     gains = np.clip(gains, LEAST_GAIN, MOST_GAIN)
+    if not mean_one:
+        return gains
     return gains / np.average(gains, weights=power + 1e-12)
 
 
@@ -104,6 +106,8 @@ class PoseProblem:
         About what they turn.
     grid_sigma
         Of the images' Gaussians, in spacings of the grid.
+    mean_one
+        The gains of the slices have the mean one; not so where the images were made of other slices.
     """
 
     pixels: Pixels
@@ -112,6 +116,7 @@ class PoseProblem:
     frame: Frame
     backend: object
     grid_sigma: float = GRID_SIGMA
+    mean_one: bool = True
 
     def _views(self, poses):
         """(pixels, view, image): of all, or stack by stack."""
@@ -140,7 +145,7 @@ class PoseProblem:
         value, jacobian = np.empty(len(p.values), np.float32), np.empty((len(p.values), 6), np.float32)
         for mine, view, image in self._views(poses):
             value[mine], jacobian[mine] = view.derivative(image, self.frame)
-        gains = slice_gains(value, p, np.ones(len(value)))
+        gains = slice_gains(value, p, np.ones(len(value)), mean_one=self.mean_one)
         residual = p.residual(value, gains)
         n_groups = int(group_of_slice.max()) + 1
         cost = np.bincount(group_of_slice[p.slice_of], residual.astype(np.float64) ** 2, n_groups)
