@@ -45,7 +45,7 @@ def find_lost(run) -> bool:
     any_found = False
     for _ in range(N_TURNS):
         low = score < LOST * np.median(score)
-        lost = low | _astray(run)
+        lost = low | astray(run)
         if lost.mean() > MOST_LOST:
             lost = low
         if not lost.any() or lost.mean() > MOST_LOST:
@@ -130,7 +130,7 @@ def align_apart(
     return poses
 
 
-def _astray(run) -> np.ndarray:
+def astray(run) -> np.ndarray:
     """(M,) bool: slices far from where most of their neighbours in time are; they may look right in a wrong place."""
     pixels, parameters = run.pixels, run.frame.parameters(run.poses)
     far = np.zeros(pixels.n_slices, bool)

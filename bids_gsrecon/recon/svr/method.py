@@ -29,6 +29,7 @@ from bids_gsrecon.recon.svr.quality import finish
 from bids_gsrecon.recon.svr.residual_field import add_residual_field
 from bids_gsrecon.recon.svr.robust import robust_weights
 from bids_gsrecon.recon.svr.shapes import NARROW_SIGMA, ShapedView, Shapes
+from bids_gsrecon.recon.svr.turned import find_turned
 from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import NOISE_SMOOTHNESS, noise_variance, self_similar, solve_volume
@@ -39,7 +40,11 @@ PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
 QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
-FIND_LOST = (4, 6)  # rounds after which slices that lost their way are looked for; later ones if some were found
+SLICE_PASSES = 3  # of these rounds at most: further ones while lost slices are being found
+FIND_LOST = (
+    4,
+    6,
+)  # rounds after which slices that lost their way are looked for; later ones if some were found
 # Last rounds of volume and poses, in which slices also get a field of brightness: before, it would explain what
 # the volume does not show yet.
 BIAS_ROUNDS = 4
@@ -150,8 +155,10 @@ class _Reconstruction:
 
     def _align_stacks(self):
         spacing = max(3 * self.options.resolution_mm, *(stack.thickness_mm for stack in self.stacks))
-        for number in range(2):
-            self.report('aligning stacks', number, 2)
+        self.report('aligning stacks', 0, 3)
+        find_turned(self, spacing)
+        for number in range(1, 3):
+            self.report('aligning stacks', number, 3)
             pixels, lattice = self.level(spacing)
             problem = PoseProblem(pixels, lattice, self.leave_out(pixels, lattice), self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, pixels.stack_of, n_steps=6)
@@ -172,6 +179,12 @@ class _Reconstruction:
                     break
 
     def _align_slices(self):
+        for _ in range(SLICE_PASSES):
+            if not self._align_each():
+                return
+
+    def _align_each(self) -> bool:
+        """One pass of single slices; whether lost ones were still being found at its end."""
         image, found = None, True
         each = np.arange(self.pixels.n_slices)
         ones = np.ones(self.pixels.n_slices)
@@ -186,6 +199,7 @@ class _Reconstruction:
             if number in FIND_LOST and found:
                 self.report('looking for lost slices', 0, 1)
                 found = find_lost(self)
+        return found
 
     def _reconstruct(self):
         """The view, amplitudes, gains and pixel weights at the end."""

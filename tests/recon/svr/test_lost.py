@@ -1,4 +1,4 @@
-"""Slices far from their place: told by the other stacks, and found again."""
+"""Slices and whole stacks far from their place: told by the other stacks, and found again."""
 
 from dataclasses import replace
 
@@ -7,10 +7,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from bids_gsrecon.recon.svr.frame import grid_axes
-from bids_gsrecon.recon.svr.lost import LOST, find_lost, leave_out_ncc
+from bids_gsrecon.recon.svr.lost import LOST, astray, find_lost, leave_out_ncc
 from bids_gsrecon.recon.svr.method import _Reconstruction
 from bids_gsrecon.recon.svr.motion import Frame
 from bids_gsrecon.recon.svr.pixels import collect_pixels
+from bids_gsrecon.recon.svr.turned import find_turned
 from bids_gsrecon.recon.svr.types import SvrOptions
 from tests.moving_stacks import BACKEND, moving_stacks
 
@@ -80,3 +81,48 @@ def test_the_search_does_not_depend_on_the_axes_of_the_world(run):
         find_lost(one)
     expected = TURN @ run.poses @ np.linalg.inv(TURN)
     assert error_mm(turned, expected).max() < 0.05
+
+
+def test_slices_that_part_from_their_neighbours_in_time_are_astray(run):
+    first = np.flatnonzero(run.pixels.stack_of == 1)
+    gone = first[np.isin(run.pixels.rank[first], (4, 5, 6))]
+    assert len(gone) > 1 and not astray(run).any()
+    steps = np.zeros((len(run.poses), 6))
+    steps[gone, 4] = 12.0
+    run.poses = run.frame.motions(steps) @ run.poses
+    np.testing.assert_array_equal(np.flatnonzero(astray(run)), gone)
+
+
+@pytest.mark.parametrize('world', [np.eye(4), TURN], ids=['world', 'turned world'])
+def test_a_stack_that_lies_turned_is_found(world):
+    run = reconstruction(world)
+    true = run.poses
+    turn = Rotation.from_rotvec(run.axes[:, 1] * np.radians(100.0)).as_matrix()
+    away = run.frame.motions(np.zeros((1, 6)))[0]
+    away[:3, :3], away[:3, 3] = turn, run.frame.centre_mm - turn @ run.frame.centre_mm + 3.0
+    mine = run.pixels.stack_of == 2
+    run.poses = np.where(mine[:, None, None], away @ true, true)
+    find_turned(run, 3.0)
+    size = run.pixels.n_masked > 150
+    assert error_mm(run, away @ true)[mine & size].min() > 5
+    assert error_mm(run, true)[mine & size].max() < 2.0
+
+
+def test_stacks_that_lie_as_they_should_are_not_turned(run):
+    poses = run.poses.copy()
+    find_turned(run, 3.0)
+    np.testing.assert_array_equal(run.poses, poses)
+
+
+def test_slices_repeated_are_the_same_slices(run):
+    pixels, which = run.pixels, np.array([2, 5, 11])
+    again = pixels.repeated(which, 4)
+    assert again.n_slices == 12
+    for copy in range(4):
+        for i, number in enumerate(which):
+            mine, source = again.slice_of == 3 * copy + i, pixels.slice_of == number
+            np.testing.assert_array_equal(again.points_mm[mine], pixels.points_mm[source])
+            np.testing.assert_array_equal(again.values[mine], pixels.values[source])
+            np.testing.assert_array_equal(again.in_mask[mine], pixels.in_mask[source])
+            np.testing.assert_array_equal(again.axes[3 * copy + i], pixels.axes[number])
+    assert (np.diff(again.slice_of) >= 0).all()
