@@ -18,6 +18,7 @@ from bids_gsrecon.recon.svr.volume import solve_volume
 BETTER = 0.5
 N_STEPS = (2, 5)  # from all starts, and on from the best
 N_LEFT = 6  # of these, with where the scanner believed the stack
+N_PIXELS = 4000  # of a stack: enough for six numbers
 
 
 def find_turned(run, spacing_mm: float) -> None:
@@ -31,33 +32,35 @@ def find_turned(run, spacing_mm: float) -> None:
         Of the volume that stacks are compared with.
     """
     pixels, lattice = run.level(spacing_mm)
+    masked = run.pixels.selected(run.pixels.in_mask)
     ones = np.ones(pixels.n_slices)
     turns = run.axes @ Rotation.create_group('O').as_matrix() @ run.axes.T
-    placed = pixels.stack_of[pixels.slice_of] == 0
     for stack in range(1, pixels.n_stacks):
-        view = View.make(pixels.selected(placed), lattice, run.poses, run.backend)
-        volume = solve_volume(view, np.ones(placed.sum()), ones, n_iterations=7, n_rounds=1)
+        before = pixels.selected(pixels.stack_of[pixels.slice_of] < stack)
+        view = View.make(before, lattice, run.poses, run.backend)
+        volume = solve_volume(view, np.ones(len(before.values)), ones, n_iterations=7, n_rounds=1)
         which = np.flatnonzero(pixels.stack_of == stack)
-        points = pixels.placed(run.poses)
-        centre = points[pixels.of_stack(stack) & pixels.in_mask].mean(0)
-        target = points[placed & pixels.in_mask].mean(0)
+        own = pixels.selected(pixels.of_stack(stack))
+        own = own.thinned(N_PIXELS / max(1, len(own.values)))
+        points = masked.placed(run.poses)
+        number = masked.stack_of[masked.slice_of]
+        centre, target = points[number == stack].mean(0), points[number < stack].mean(0)
         starts = np.tile(np.eye(4), (1 + len(turns), 1, 1))
         starts[1:, :3, :3] = turns
         starts[1:, :3, 3] = target - turns @ centre
         starts = starts[:, None] @ run.poses[which]
-        starts, cost = _refined(run, pixels, lattice, volume, which, starts, N_STEPS[0])
+        starts, cost = _refined(run, own, lattice, volume, which, starts, N_STEPS[0])
         first = np.r_[0, 1 + np.argsort(cost[1:], kind='stable')[: N_LEFT - 1]]
-        starts, cost = _refined(run, pixels, lattice, volume, which, starts[first], N_STEPS[1])
+        starts, cost = _refined(run, own, lattice, volume, which, starts[first], N_STEPS[1])
         best = cost.argmin()
         if cost[best] < BETTER * cost[0]:
             run.poses[which] = starts[best]
-        placed |= pixels.of_stack(stack)
 
 
-def _refined(run, pixels, lattice, volume, which, starts, n_steps: int):
+def _refined(run, own, lattice, volume, which, starts, n_steps: int):
     """Poses (S, n, 4, 4) of a stack's slices after some steps as one, from S starts; the squared error (S,) there."""
     n_starts, n_slices = starts.shape[:2]
-    problem = PoseProblem(pixels.repeated(which, n_starts), lattice, [volume], run.frame, run.backend)
+    problem = PoseProblem(own.repeated(which, n_starts), lattice, [volume], run.frame, run.backend)
     groups = np.repeat(np.arange(n_starts), n_slices)
     ends, cost = problem.refine(starts.reshape(-1, 4, 4), groups, n_steps=n_steps)
     return ends.reshape(starts.shape), cost
