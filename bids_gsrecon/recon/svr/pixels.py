@@ -104,7 +104,8 @@ class Pixels:
         """A deterministic share of the pixels."""
         if share >= 0.9:
             return self
-        return self.selected(np.arange(0, len(self.values), round(1.0 / share, 6)).astype(int))
+        where = np.arange(0, len(self.values), round(1.0 / share, 6)).astype(int)
+        return self.selected(where[where < len(self.values)])  # arange may reach its end by rounding
 
 
 @njit(parallel=True, cache=True)

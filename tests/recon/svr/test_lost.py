@@ -126,3 +126,9 @@ def test_slices_repeated_are_the_same_slices(run):
             np.testing.assert_array_equal(again.in_mask[mine], pixels.in_mask[source])
             np.testing.assert_array_equal(again.axes[3 * copy + i], pixels.axes[number])
     assert (np.diff(again.slice_of) >= 0).all()
+
+
+def test_any_share_of_the_pixels_is_among_them(run):
+    pixels = run.pixels.selected(np.zeros(15383, int))
+    for n in (1, 999, 4000, 13000):
+        assert abs(len(pixels.thinned(n / 15383).values) - n) <= 1
