@@ -33,7 +33,7 @@ def find_lost(run) -> bool:
     Parameters
     ----------
     run
-        A reconstruction: pixels, poses, axes, frame, backend, `level`, `leave_out`.
+        A reconstruction: pixels, poses, axes, frame, backend, report, `level`, `leave_out`.
 
     Returns
     -------
@@ -43,7 +43,8 @@ def find_lost(run) -> bool:
     score, size = _score(run), run.pixels.n_masked
     large = size >= SMALL * np.median(size)
     any_found = False
-    for _ in range(N_TURNS):
+    for turn in range(N_TURNS):
+        run.report('looking for lost slices', turn, N_TURNS)
         low = score < LOST * np.median(score)
         lost = low | astray(run)
         if lost.mean() > MOST_LOST:

@@ -179,25 +179,25 @@ class _Reconstruction:
                     break
 
     def _align_slices(self):
-        for _ in range(SLICE_PASSES):
-            if not self._align_each():
+        for number in range(SLICE_PASSES):
+            stage = 'aligning slices' if number == 0 else f'aligning slices, pass {number + 1}'
+            if not self._align_each(stage):
                 return
 
-    def _align_each(self) -> bool:
+    def _align_each(self, stage: str) -> bool:
         """One pass of single slices; whether lost ones were still being found at its end."""
         image, found = None, True
         each = np.arange(self.pixels.n_slices)
         ones = np.ones(self.pixels.n_slices)
         pixels, lattice = self.level(2 * self.options.resolution_mm)
         for number in range(SLICE_ROUNDS):
-            self.report('aligning slices', number, SLICE_ROUNDS)
+            self.report(stage, number, SLICE_ROUNDS)
             view = View.make(pixels, lattice, self.poses, self.backend)
             image = solve_volume(view, np.ones(len(pixels.values)), ones, image, n_iterations=6, n_rounds=1)
             pull = FIRST_PULL * (LAST_PULL / FIRST_PULL) ** (number / SLICE_ROUNDS)
             problem = PoseProblem(pixels, lattice, [image], self.frame, self.backend)
             self.poses, _ = problem.refine(self.poses, each, n_steps=4, prior=pull)
             if number in FIND_LOST and found:
-                self.report('looking for lost slices', 0, 1)
                 found = find_lost(self)
         return found
 
