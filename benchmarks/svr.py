@@ -10,13 +10,14 @@ by leave-one-stack-out prediction.
   svr.py --data DIR --speed                    the whole command on one thread and on all cores: on a quiet machine
   svr.py --truth A_T1w.nii.gz --mask M.nii.gz --resolution 1   another truth
 
-PSNR (range: maximum of the truth in the mask), SSIM and NCC in the true mask after ONE rigid motion, the one that brings
-the estimated slice poses nearest to the true ones (least sum of distances), and one gain. TRE: mean distance (mm) of the masks' points
-from their true places after that motion. Seconds are CPU seconds of the method in this process, after a warm-up.
-`mean` is the mean of the stacks as the scanner placed them. The held-out score of --real is the correlation, in the
-mask, of each slice with a volume made of the other stacks; only the pose of that slice is fitted; the mean over slices,
-and the mean weighted by their pixels (slices at the edge of the anatomy have few). `own slices seen`: the same score
-with the slice among the data, as predicted at the end of the fit: a bound from above.
+PSNR (range: maximum of the truth in the mask), SSIM and NCC in the true mask after ONE rigid motion, the one
+that brings the estimated slice poses nearest to the true ones (least sum of distances), and one gain. TRE:
+mean distance (mm) of the masks' points from their true places after that motion. Seconds are CPU seconds of
+the method in this process, after a warm-up. `mean` is the mean of the stacks as the scanner placed them. The
+held-out score of --real is the correlation, in the mask, of each slice with a volume made of the other
+stacks; only the pose of that slice is fitted; the mean over slices, and the mean weighted by their pixels
+(slices at the edge of the anatomy have few). `own slices seen`: the same score with the slice among the data,
+as predicted at the end of the fit: a bound from above.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from bids_gsrecon.imaging.metrics import ncc
-from bids_gsrecon.recon.svr.motion import neighbour_means
-from bids_gsrecon.recon.svr.poses import PoseProblem
+from bids_gsrecon.recon.svr.motion import in_time, neighbour_means
+from bids_gsrecon.recon.svr.poses import PoseProblem, from_starts
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import solve_volume
 
@@ -55,7 +55,7 @@ def find_lost(run) -> bool:
         for voxels in SPACINGS:
             pixels, lattice = run.level(voxels * run.options.resolution_mm)
             starts = _starts(run, pixels, lost)
-            run.poses = align_apart(run, pixels, lattice, lost, starts, n_steps=N_STEPS)
+            run.poses = align_apart(run, pixels, lattice, lost, starts, n_steps=N_STEPS, free_gains=True)
         after = _score(run)
         worse = lost & (after < score)
         run.poses = np.where(worse[:, None, None], before, run.poses)
@@ -87,7 +87,7 @@ def leave_out_ncc(run) -> np.ndarray:
 
 
 def align_apart(
-    run, pixels, lattice, apart: np.ndarray, starts, *, n_steps: int, gains=None, image=None
+    run, pixels, lattice, apart: np.ndarray, starts, *, n_steps: int, gains=None, image=None, free_gains=False
 ) -> np.ndarray:
     """Align some slices, each by itself, with a volume made of all the others.
 
@@ -103,6 +103,8 @@ def align_apart(
         Poses (M, 4, 4) to start from, beside today's.
     gains, image
         (M,) of the slices (absent: one), and amplitudes to begin the volume with.
+    free_gains
+        See `PoseProblem`: lost slices often are dark ones; free, small ones would fit anywhere.
 
     Returns
     -------
@@ -121,10 +123,10 @@ def align_apart(
     for first in range(0, len(starts), at_once):
         some = starts[first : first + at_once]
         own = pixels.repeated(which, len(some))
-        problem = PoseProblem(own, lattice, [volume], run.frame, run.backend, mean_one=False)
-        ends, costs = problem.refine(some.reshape(-1, 4, 4), np.arange(own.n_slices), n_steps=n_steps)
-        found.append(ends.reshape(some.shape))
-        cost.append(costs.reshape(some.shape[:2]))
+        problem = PoseProblem(own, lattice, [volume], run.frame, run.backend, free_gains=free_gains)
+        ends, costs = from_starts(problem, some, n_steps=n_steps)
+        found.append(ends)
+        cost.append(costs)
     best = np.concatenate(cost).argmin(0)
     poses = run.poses.copy()
     poses[which] = np.concatenate(found)[best, np.arange(len(which))]
@@ -135,9 +137,7 @@ def astray(run) -> np.ndarray:
     """(M,) bool: slices far from where most of their neighbours in time are; they may look right in a wrong place."""
     pixels, parameters = run.pixels, run.frame.parameters(run.poses)
     far = np.zeros(pixels.n_slices, bool)
-    for stack in range(pixels.n_stacks):
-        mine = np.flatnonzero(pixels.stack_of == stack)
-        mine = mine[np.argsort(pixels.rank[mine], kind='stable')]
+    for mine in in_time(pixels.stack_of, pixels.rank):
         usual = ndimage.median_filter(parameters[mine], (WINDOW, 1), mode='nearest')
         far[mine] = np.linalg.norm(parameters[mine] - usual, axis=1) > ASTRAY_MM
     return far

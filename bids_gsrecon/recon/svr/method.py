@@ -22,7 +22,7 @@ from bids_gsrecon.recon.svr.bias import SliceBias
 from bids_gsrecon.recon.svr.frame import choose_reference, grid_axes, grid_over, to_reference
 from bids_gsrecon.recon.svr.joint import joint_step
 from bids_gsrecon.recon.svr.lost import SMALL, align_apart, find_lost
-from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
+from bids_gsrecon.recon.svr.motion import Frame, in_time, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
 from bids_gsrecon.recon.svr.quality import finish
@@ -274,9 +274,7 @@ def packets(pixels: Pixels, size: int) -> np.ndarray:
     """(M,) groups of ``size`` slices acquired one after the other."""
     groups = np.empty(pixels.n_slices, int)
     count = 0
-    for stack in range(pixels.n_stacks):
-        mine = np.flatnonzero(pixels.stack_of == stack)
-        mine = mine[np.argsort(pixels.rank[mine], kind='stable')]
+    for mine in in_time(pixels.stack_of, pixels.rank):
         groups[mine] = count + np.arange(len(mine)) // size
         count = groups[mine].max() + 1
     return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,19 @@ class Frame:
         return np.concatenate([rotation * self.arm_mm, shift], 1)
 
 
+def in_time(stack_of, rank) -> Iterator[np.ndarray]:
+    """The slices (indices) of every stack in turn, in the order of their acquisition.
+
+    Parameters
+    ----------
+    stack_of, rank
+        (M,) stack of a slice, and when it was acquired there.
+    """
+    for stack in np.unique(stack_of):
+        mine = np.flatnonzero(stack_of == stack)
+        yield mine[np.argsort(rank[mine], kind='stable')]
+
+
 def neighbour_means(parameters, stack_of, rank, information) -> np.ndarray:
     """(M, 6) weighted mean of every slice's two neighbours on each side in acquisition order.
 
@@ -51,9 +65,7 @@ def neighbour_means(parameters, stack_of, rank, information) -> np.ndarray:
         (M,) how well each slice is known.
     """
     means = parameters.copy()
-    for stack in np.unique(stack_of):
-        mine = np.flatnonzero(stack_of == stack)
-        mine = mine[np.argsort(rank[mine], kind='stable')]
+    for mine in in_time(stack_of, rank):
         for place, index in enumerate(mine):
             near = [(abs(d), mine[place + d]) for d in _REACH if 0 <= place + d < len(mine)]
             if near:

@@ -62,16 +62,14 @@ def slice_sums(pixels: Pixels, jacobian, values) -> np.ndarray:
     return out
 
 
-def slice_gains(predicted, pixels: Pixels, weights, *, mean_one: bool = True) -> np.ndarray:
-    """(M,) least-squares gain of every slice (value = gain x prediction), within limits, then scaled to mean one."""
+def slice_gains(predicted, pixels: Pixels, weights, *, free: bool = False) -> np.ndarray:
+    """(M,) least-squares gain of every slice (value = gain x prediction), within limits; mean one unless ``free``."""
     w = weights * pixels.in_mask
     cross = np.bincount(pixels.slice_of, w * predicted * pixels.values, pixels.n_slices)
     power = np.bincount(pixels.slice_of, w * predicted.astype(np.float64) ** 2, pixels.n_slices)
     gains = np.where(power > 1e-9, cross / np.maximum(power, 1e-9), 1.0)
     gains = np.clip(gains, LEAST_GAIN, MOST_GAIN)
-    if not mean_one:
-        return gains
-    return gains / np.average(gains, weights=power + 1e-12)
+    return gains if free else gains / np.average(gains, weights=power + 1e-12)
 
 
 @dataclass(eq=False)
@@ -106,8 +104,8 @@ class PoseProblem:
         About what they turn.
     grid_sigma
         Of the images' Gaussians, in spacings of the grid.
-    mean_one
-        The gains of the slices have the mean one; not so where the images were made of other slices.
+    free_gains
+        The gains of the slices need not have the mean one: where all of them may be dark.
     """
 
     pixels: Pixels
@@ -116,7 +114,7 @@ class PoseProblem:
     frame: Frame
     backend: object
     grid_sigma: float = GRID_SIGMA
-    mean_one: bool = True
+    free_gains: bool = False
 
     def _views(self, poses):
         """(pixels, view, image): of all, or stack by stack."""
@@ -145,7 +143,7 @@ class PoseProblem:
         value, jacobian = np.empty(len(p.values), np.float32), np.empty((len(p.values), 6), np.float32)
         for mine, view, image in self._views(poses):
             value[mine], jacobian[mine] = view.derivative(image, self.frame)
-        gains = slice_gains(value, p, np.ones(len(value)), mean_one=self.mean_one)
+        gains = slice_gains(value, p, np.ones(len(value)), free=self.free_gains)
         residual = p.residual(value, gains)
         n_groups = int(group_of_slice.max()) + 1
         cost = np.bincount(group_of_slice[p.slice_of], residual.astype(np.float64) ** 2, n_groups)
@@ -208,3 +206,30 @@ def shortened(steps: np.ndarray, longest: float) -> np.ndarray:
     """Steps (n, 6) scaled down where their turn or their shift is longer than ``longest``."""
     length = np.linalg.norm(steps.reshape(-1, 2, 3), axis=2).max(1, keepdims=True)
     return steps * np.minimum(1.0, longest / np.maximum(length, 1e-12))
+
+
+def from_starts(
+    problem: PoseProblem, starts: np.ndarray, *, n_steps: int, as_one: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Refine the poses of some slices from several starts at once.
+
+    Parameters
+    ----------
+    problem
+        Of n slices, repeated S times (`Pixels.repeated`).
+    starts
+        (S, n, 4, 4) poses.
+    as_one
+        The slices of a start move together.
+
+    Returns
+    -------
+    poses
+        (S, n, 4, 4).
+    cost
+        Sums of squared residuals there: (S, n), or (S, 1) as one.
+    """
+    n_starts, n_slices = starts.shape[:2]
+    groups = np.arange(n_starts * n_slices) // (n_slices if as_one else 1)
+    poses, cost = problem.refine(starts.reshape(-1, 4, 4), groups, n_steps=n_steps)
+    return poses.reshape(starts.shape), cost.reshape(n_starts, -1)

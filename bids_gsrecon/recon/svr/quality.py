@@ -33,17 +33,16 @@ def finish(stacks, run, view: View, image, gains, weights, reference: int) -> Sv
     lattice = view.lattice
     everything = View.make(run.pixels, lattice, run.poses, run.backend, grid_sigma=view.grid_sigma)
     mask = anatomy_mask(everything)
-    seen = view.adjoint(np.ones(len(view.pixels.values)))
-    field = grid_field(image * scale, lattice, mask, seen > 0, view.grid_sigma)
-    sampled = render([field], lattice, backend=run.options.device)
     size = run.pixels.size_mm[view.pixels.slice_of]
-    per_pixel = size.prod(1) / lattice.voxel_sizes_mm[0] ** 3
+    coverage = view.adjoint(weights * size.prod(1) / lattice.voxel_sizes_mm[0] ** 3)
+    field = grid_field(image * scale, lattice, mask, coverage > 0, view.grid_sigma)
+    sampled = render([field], lattice, backend=run.options.device)
     return SvrResult(
         lattice=lattice,
         image=np.where(mask, sampled, 0).astype(np.float32),
         mask=mask,
         uncertainty=np.where(mask, scale * standard_error(view, image, gains, weights), 0).astype(np.float32),
-        coverage=view.adjoint(weights * per_pixel),
+        coverage=coverage,
         field=field,
         poses=run.poses,
         slices=slice_table(run, view.pixels, gains, weights),

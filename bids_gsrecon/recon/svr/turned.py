@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from bids_gsrecon.recon.svr.poses import PoseProblem
+from bids_gsrecon.recon.svr.poses import PoseProblem, from_starts
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import solve_volume
 
@@ -33,6 +33,7 @@ def find_turned(run, spacing_mm: float) -> None:
     """
     pixels, lattice = run.level(spacing_mm)
     masked = run.pixels.selected(run.pixels.in_mask)
+    number = masked.stack_of[masked.slice_of]
     ones = np.ones(pixels.n_slices)
     turns = run.axes @ Rotation.create_group('O').as_matrix() @ run.axes.T
     for stack in range(1, pixels.n_stacks):
@@ -43,24 +44,18 @@ def find_turned(run, spacing_mm: float) -> None:
         own = pixels.selected(pixels.of_stack(stack))
         own = own.thinned(N_PIXELS / max(1, len(own.values)))
         points = masked.placed(run.poses)
-        number = masked.stack_of[masked.slice_of]
         centre, target = points[number == stack].mean(0), points[number < stack].mean(0)
         starts = np.tile(np.eye(4), (1 + len(turns), 1, 1))
         starts[1:, :3, :3] = turns
         starts[1:, :3, 3] = target - turns @ centre
         starts = starts[:, None] @ run.poses[which]
-        starts, cost = _refined(run, own, lattice, volume, which, starts, N_STEPS[0])
-        first = np.r_[0, 1 + np.argsort(cost[1:], kind='stable')[: N_LEFT - 1]]
-        starts, cost = _refined(run, own, lattice, volume, which, starts[first], N_STEPS[1])
+        for n_steps in N_STEPS:
+            copies = own.repeated(which, len(starts))
+            problem = PoseProblem(copies, lattice, [volume], run.frame, run.backend)
+            starts, cost = from_starts(problem, starts, n_steps=n_steps, as_one=True)
+            # The scanner's stays the first.
+            first = np.r_[0, 1 + np.argsort(cost[1:, 0], kind='stable')[: N_LEFT - 1]]
+            starts, cost = starts[first], cost[first, 0]
         best = cost.argmin()
         if cost[best] < BETTER * cost[0]:
             run.poses[which] = starts[best]
-
-
-def _refined(run, own, lattice, volume, which, starts, n_steps: int):
-    """Poses (S, n, 4, 4) of a stack's slices after some steps as one, from S starts; the squared error (S,) there."""
-    n_starts, n_slices = starts.shape[:2]
-    problem = PoseProblem(own.repeated(which, n_starts), lattice, [volume], run.frame, run.backend)
-    groups = np.repeat(np.arange(n_starts), n_slices)
-    ends, cost = problem.refine(starts.reshape(-1, 4, 4), groups, n_steps=n_steps)
-    return ends.reshape(starts.shape), cost
