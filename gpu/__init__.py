@@ -9,11 +9,11 @@ import importlib
 
 _HOMES = {
     'COMPOSITIONS': 'autograd',
-    'DEFAULT_EPS': 'autograd',
     'compose': 'autograd',
     'rasterize': 'autograd',
     'splat_sums': 'autograd',
     'DEFAULT_CUTOFF': 'backend',
+    'DEFAULT_EPS': 'backend',
     'FAST_CUTOFF': 'backend',
     'Backend': 'backend',
     'Gradients': 'backend',

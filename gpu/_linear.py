@@ -23,6 +23,8 @@ from bids_gsrecon.gpu._forward import (
 from bids_gsrecon.gpu._simd import leaf
 
 _BLOCK = 64
+_CHUNK = 1 << 13
+N_COPIES = 4  # whatever the number of threads: sums then have the same bits
 
 
 def _make_add_block(lanes):
@@ -147,14 +149,16 @@ def _row_walk(wide, k, value, cutoff, level, volume, layout, n_x, y_low, y_high,
 
 
 @leaf
-def _scatter_task(narrow, bits, wide, tasks, task, values, order, cutoff, level, volume, layout, n_x):
-    for j in range(tasks[task, 0], tasks[task, 1]):
+def _scatter_range(
+    narrow, bits, wide, first, last, values, order, cutoff, level, volume, layout, n_x, y_low, y_high, z_low, z_high
+):  # fmt: skip
+    for j in range(first, last):
         value = values[order[j]]
         if bits[j, 0] >> 16 == 0:
             k = bits[j, 3]
             _row_walk(
                 wide, k, np.float32(value * wide[k, 11]), cutoff, level, volume, layout,
-                n_x, tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 5], True,
+                n_x, y_low, y_high, z_low, z_high, True,
             )  # fmt: skip
         else:
             _box_walk(narrow, bits, j, value * narrow[j, 15], level, volume, layout, True)
@@ -166,14 +170,48 @@ def scatter(narrow, bits, wide, values, order, cutoff, volume, layout, n_x, task
     level = np.float32(math.exp(-0.5 * cutoff * cutoff))
     counters = rounds.copy()
     for stage in range(len(rounds) - 1):
+        if rounds[stage] == rounds[stage + 1]:
+            continue
         for _ in prange(n_threads):
             while True:
                 task = v.fetch_add(counters, stage)
                 if task >= rounds[stage + 1]:
                     break
-                _scatter_task(
-                    narrow, bits, wide, tasks, task, values, order, cutoff, level, volume, layout, n_x
-                )
+                _scatter_range(
+                    narrow, bits, wide, tasks[task, 0], tasks[task, 1], values, order, cutoff, level, volume,
+                    layout, n_x, tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 5],
+                )  # fmt: skip
+
+
+@njit(cache=True, parallel=True, error_model='numpy')
+def scatter_in_copies(narrow, bits, wide, values, order, cutoff, volume, layout, shape, copies):
+    """`scatter` by adding to copies (`N_COPIES`, len(volume)) of the volume, which are summed at the end.
+
+    A lattice of few bricks keeps few threads busy; its copies cost next to nothing.
+    """
+    level = np.float32(math.exp(-0.5 * cutoff * cutoff))
+    n = len(narrow)
+    for c in prange(N_COPIES):
+        own = copies[c]
+        for p in range(len(own)):
+            own[p] = 0
+        for first in range(c * _BLOCK, n, N_COPIES * _BLOCK):
+            _scatter_range(
+                narrow, bits, wide, first, min(n, first + _BLOCK), values, order, cutoff, level, own, layout,
+                shape[0], 0, shape[1] - 1, 0, shape[2] - 1,
+            )  # fmt: skip
+    n_chunks = (len(volume) + _CHUNK - 1) // _CHUNK
+    for chunk in prange(n_chunks):
+        for p in range(chunk * _CHUNK, min(len(volume), (chunk + 1) * _CHUNK)):
+            total = copies[0, p]
+            for c in range(1, N_COPIES):
+                total += copies[c, p]
+            volume[p] = total
+
+
+def few_bricks(n_gaussians: int, volume_size: int) -> bool:
+    """Whether `scatter_in_copies` pays: a Gaussian costs as much as summing some 20 voxels at least."""
+    return N_COPIES * volume_size < 20 * n_gaussians
 
 
 @leaf

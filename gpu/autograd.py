@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, Backend, get_backend
+from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, DEFAULT_EPS, Backend, get_backend
 
 COMPOSITIONS = ('sum', 'normalized')
-
-# Added to the sum of weights of the normalized composition. A Gaussian's weight is at most one (times
-# exp(log_weight)), so this changes only voxels that no Gaussian covers by more than about 1e-4: there
-# the image goes to zero smoothly instead of jumping, and its gradient stays bounded by 1 / eps.
-DEFAULT_EPS = 1e-6
 
 
 class _SplatSums(torch.autograd.Function):
@@ -83,7 +78,7 @@ def compose(sums: torch.Tensor, composition: str, eps: float = DEFAULT_EPS) -> t
         on_cpu = sums.dtype == torch.float32 and sums.device.type == 'cpu'
         if on_cpu and len(sums) > 1 and sums.numel() and sums.stride(1) == 1:
             # What the cpu backend returns: one fused pass instead of torch's many over strided memory.
-            from bids_gsrecon.gpu._volume import Normalize
+            from bids_gsrecon.gpu._normalize import Normalize
 
             return Normalize.apply(sums, eps)
         return sums[1:] / (sums[:1] + eps)

@@ -14,13 +14,20 @@ differences and gradients agree.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import warnings
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_CUTOFF = 3.0
 FAST_CUTOFF = 2.5
+# Added to the sum of weights of the normalized composition. A Gaussian's weight is at most one (times
+# exp(log_weight)), so this changes only voxels that no Gaussian covers by more than about 1e-4: there
+# the image goes to zero smoothly instead of jumping, and its gradient stays bounded by 1 / eps.
+DEFAULT_EPS = 1e-6
 BACKENDS = ('reference', 'cpu', 'cuda')
 
 
@@ -63,6 +70,8 @@ class PlannedProducts:
 
     def gather(self, image: torch.Tensor) -> torch.Tensor:
         """``sum_x image(x) w_i(x)``, (N,): the gradient in the log weights of what they weigh."""
+        import torch
+
         check_image(image, self.shape)
         none = torch.empty((self.n_gaussians, 0), device=image.device)
         return self.backward(none, image[None]).log_weights
@@ -86,6 +95,9 @@ class Backend(Protocol):
     def plan(self, means, covariances, log_weights, shape, cutoff: float = DEFAULT_CUTOFF) -> Plan:
         """Prepare the geometry once; `forward` and `backward` are short for a plan used once."""
 
+    def array_plan(self, means, covariances, log_weights, shape, cutoff: float = DEFAULT_CUTOFF) -> Plan:
+        """`plan` whose arguments and results are numpy arrays; the cpu backend needs no torch for it."""
+
     def forward(self, means, covariances, log_weights, amplitudes, shape, cutoff: float = DEFAULT_CUTOFF):
         """Sums (1 + C, nx, ny, nz)."""
 
@@ -100,12 +112,21 @@ class Backend(Protocol):
 
 
 class PlannedBackend:
-    """`forward` and `backward` of a backend that implements `plan`."""
+    """What a backend that implements `plan` does with it."""
 
     name = ''
 
     def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF):
         raise NotImplementedError
+
+    def array_plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> Plan:
+        """`plan` whose arguments and results are numpy arrays."""
+        import torch
+
+        from bids_gsrecon.gpu._tensors import PlanOnArrays
+
+        geometry = map(torch.from_numpy, (means, covariances, log_weights))
+        return PlanOnArrays(self.plan(*geometry, shape, cutoff))
 
     def forward(self, means, covariances, log_weights, amplitudes, shape, cutoff=DEFAULT_CUTOFF):
         """Sums (1 + C, nx, ny, nz) for amplitudes (N, C)."""
@@ -172,6 +193,8 @@ def check_splat2d(parameters, shape, planes=None) -> tuple[int, int]:
 
 def check_usable2d(parameters) -> None:
     """Raise ValueError unless all 2D Gaussians (T, M, 7) are finite and have positive widths."""
+    import torch
+
     if not bool(torch.isfinite(parameters).all() & (parameters[..., [2, 4]] > 0).all()):
         raise ValueError('a Gaussian is not finite or one of its widths (l11, l22) is not positive')
 
@@ -183,6 +206,17 @@ def available_backends() -> tuple[str, ...]:
     or running them fail, it is none from then on.
     """
     return ('reference', 'cpu') if _why_no_cuda() else BACKENDS
+
+
+def _has_driver() -> bool:
+    """Whether there is an NVIDIA driver: a machine without need not load torch to know that it has no CUDA."""
+    if not sys.platform.startswith('linux'):
+        return True  # torch knows
+    try:
+        ctypes.CDLL('libcuda.so.1')
+    except OSError:
+        return False
+    return True
 
 
 def _why_no_cuda() -> str:
@@ -209,7 +243,7 @@ def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
     """
     if name == 'auto':
         name = 'cpu'
-        if not _why_no_cuda():
+        if _has_driver() and not _why_no_cuda():
             try:
                 return get_backend('cuda')
             except RuntimeError as error:

@@ -1,9 +1,13 @@
-"""The CPU backend: numba kernels over explicit SIMD, float32 sums, any x86-64 or aarch64."""
+"""The CPU backend: numba kernels over explicit SIMD, float32 sums, any x86-64 or aarch64.
+
+The work is done on numpy arrays; torch is loaded only where tensors come in.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numba import get_num_threads, njit, prange
 
 from bids_gsrecon.gpu import _backward, _forward, _linear, splat2d
@@ -22,6 +26,11 @@ from bids_gsrecon.gpu.backend import (
 )
 from bids_gsrecon.gpu.threads import thread_limit
 
+if TYPE_CHECKING:
+    import torch
+
+    from bids_gsrecon.gpu._tensors import TensorPlan
+
 
 @njit(cache=True, parallel=True)
 def _pick_rows(source, order, target):
@@ -31,20 +40,19 @@ def _pick_rows(source, order, target):
             target[j, c] = source[order[j], c]
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    """C-contiguous float32 or float64 array of a tensor."""
-    tensor = tensor.detach()
-    if tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    return tensor.contiguous().numpy()
+def _floats(array: np.ndarray) -> np.ndarray:
+    """C-contiguous float32 or float64."""
+    dtype = array.dtype if array.dtype in (np.float32, np.float64) else np.float32
+    return np.ascontiguousarray(array, dtype)
 
 
-def _padded(sums: torch.Tensor) -> PaddedVolume:
+def _padded(sums: np.ndarray) -> PaddedVolume:
     """(channels, nx, ny, nz) as the kernels want it; a copy unless they made it."""
     volume = padded_view(sums)
     if volume is None:
         volume = PaddedVolume(sums.shape[1:], len(sums), zero=False)
-        copy_rows(sums.detach().permute(3, 2, 0, 1).float().numpy(), volume.flat, volume.layout)
+        source = sums.transpose(3, 2, 0, 1)
+        copy_rows(source.astype(np.float32, copy=False), volume.flat, volume.layout)
     return volume
 
 
@@ -64,46 +72,37 @@ def sum_of_weights(means, covariances, log_weights, shape, cutoff) -> np.ndarray
     return _scatter(records, none, cutoff, shape, 0).rows[:, :, 0]
 
 
-class CpuPlan:
-    """Sorted and packed Gaussians; see `bids_gsrecon.gpu.backend.Plan`."""
+class ArrayPlan:
+    """Sorted and packed Gaussians; `bids_gsrecon.gpu.backend.Plan` on numpy arrays, all results float32."""
 
-    def __init__(self, means, covariances, log_weights, shape, cutoff, n_threads):
+    def __init__(self, means, covariances, log_weights, shape, cutoff, n_threads=None):
         self.shape = check_geometry(means, covariances, log_weights, shape, cutoff)
         self.n_gaussians = len(means)
-        self._dtypes = (means.dtype, covariances.dtype, log_weights.dtype)
         self._cutoff = float(cutoff)
         self._n_threads = n_threads
         with thread_limit(n_threads):
-            self._records = make_records(
-                _array(means), _array(covariances), _array(log_weights), self.shape, self._cutoff
-            )
+            geometry = _floats(means), _floats(covariances), _floats(log_weights)
+            self._records = make_records(*geometry, self.shape, self._cutoff)
 
-    def _sorted_amplitudes(self, amplitudes: torch.Tensor) -> np.ndarray:
+    def _sorted_amplitudes(self, amplitudes: np.ndarray) -> np.ndarray:
         s = self._records.schedule
         out = np.empty((s.n_used, amplitudes.shape[1]), np.float32)
-        _pick_rows(_array(amplitudes), s.order, out)
+        _pick_rows(_floats(amplitudes), s.order, out)
         return out
 
-    def forward(self, amplitudes: torch.Tensor) -> torch.Tensor:
-        """Sums (1 + C, nx, ny, nz), float32, x fastest in memory."""
-        check_amplitudes(amplitudes, len(self._records.box))
+    def forward(self, amplitudes: np.ndarray) -> np.ndarray:
+        """Sums (1 + C, nx, ny, nz), x fastest in memory."""
+        check_amplitudes(amplitudes, self.n_gaussians)
         with thread_limit(self._n_threads):
-            volume = _scatter(
-                self._records,
-                self._sorted_amplitudes(amplitudes),
-                self._cutoff,
-                self.shape,
-                amplitudes.shape[1],
-            )
-        return torch.from_numpy(volume.as_public())
+            rows = self._sorted_amplitudes(amplitudes)
+            return _scatter(self._records, rows, self._cutoff, self.shape, rows.shape[1]).as_public()
 
-    def backward(self, amplitudes: torch.Tensor, grad_sums: torch.Tensor) -> Gradients:
-        """Gradients, computed in float32, in the dtypes of the inputs."""
-        n = len(self._records.box)
+    def backward(self, amplitudes: np.ndarray, grad_sums: np.ndarray) -> Gradients:
+        """Gradients of ``(grad_sums * sums).sum()``."""
+        n = self.n_gaussians
         check_amplitudes(amplitudes, n, grad_sums, self.shape)
         r = self._records
-        n_channels = amplitudes.shape[1]
-        grads = [np.zeros(s, np.float32) for s in ((n, 3), (n, 6), (n,), (n, n_channels))]
+        grads = [np.zeros(s, np.float32) for s in ((n, 3), (n, 6), (n,), (n, amplitudes.shape[1]))]
         with thread_limit(self._n_threads):
             volume = _padded(grad_sums)
             _backward.gather(
@@ -111,24 +110,28 @@ class CpuPlan:
                 self._cutoff, volume.flat, volume.layout, self.shape, r.schedule.order,
                 *grads, get_num_threads(),
             )  # fmt: skip
-        dtypes = (*self._dtypes, amplitudes.dtype)
-        return Gradients(*(torch.from_numpy(g).to(dtype) for g, dtype in zip(grads, dtypes)))
+        return Gradients(*grads)
 
-    def scatter(self, values: torch.Tensor) -> torch.Tensor:
-        """``sum_i values_i w_i(x)``, (nx, ny, nz) float32, x fastest in memory."""
+    def scatter(self, values: np.ndarray) -> np.ndarray:
+        """``sum_i values_i w_i(x)``, (nx, ny, nz), x fastest in memory."""
         check_values(values, self.n_gaussians)
+        values = np.ascontiguousarray(values, np.float32)
         r = self._records
         with thread_limit(self._n_threads):
-            volume = PaddedVolume(self.shape, 1, zero=True)
-            _linear.scatter(
-                r.narrow, r.narrow.view(np.int32), r.wide, _array(values.float()), r.schedule.order,
-                self._cutoff, volume.flat, volume.layout, self.shape[0], r.schedule.tasks, r.schedule.rounds,
-                get_num_threads(),
-            )  # fmt: skip
-        return torch.from_numpy(volume.as_public()[0])
+            in_copies = _linear.few_bricks(r.schedule.n_used, PaddedVolume.size((1, *self.shape)))
+            volume = PaddedVolume(self.shape, 1, zero=not in_copies)
+            given = r.narrow, r.narrow.view(np.int32), r.wide, values, r.schedule.order, self._cutoff
+            target = volume.flat, volume.layout
+            if in_copies:
+                copies = np.empty((_linear.N_COPIES, len(volume.flat)), np.float32)
+                _linear.scatter_in_copies(*given, *target, self.shape, copies)
+            else:
+                schedule = r.schedule.tasks, r.schedule.rounds, get_num_threads()
+                _linear.scatter(*given, *target, self.shape[0], *schedule)
+        return volume.as_public()[0]
 
-    def gather(self, image: torch.Tensor) -> torch.Tensor:
-        """``sum_x image(x) w_i(x)``, (N,) float32."""
+    def gather(self, image: np.ndarray) -> np.ndarray:
+        """``sum_x image(x) w_i(x)``, (N,)."""
         check_image(image, self.shape)
         r = self._records
         out = np.zeros(self.n_gaussians, np.float32)
@@ -138,7 +141,7 @@ class CpuPlan:
                 r.narrow, r.narrow.view(np.int32), r.wide, self._cutoff, volume.flat, volume.layout,
                 self.shape, r.schedule.order, out, get_num_threads(),
             )  # fmt: skip
-        return torch.from_numpy(out)
+        return out
 
 
 class CpuBackend(PlannedBackend):
@@ -149,19 +152,31 @@ class CpuBackend(PlannedBackend):
     def __init__(self, n_threads: int | None = None):
         self._n_threads = n_threads
 
-    def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> CpuPlan:
+    def array_plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> ArrayPlan:
         """Cull, sort and pack."""
-        return CpuPlan(means, covariances, log_weights, shape, cutoff, self._n_threads)
+        return ArrayPlan(means, covariances, log_weights, shape, cutoff, self._n_threads)
+
+    def plan(self, means, covariances, log_weights, shape, cutoff=DEFAULT_CUTOFF) -> TensorPlan:
+        """`array_plan` for tensors."""
+        from bids_gsrecon.gpu._tensors import TensorPlan
+
+        return TensorPlan(self, means, covariances, log_weights, shape, cutoff)
 
     def splat2d(self, parameters, shape, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """The frames of `bids_gsrecon.gpu.splat2d.splat`."""
+        import torch
+
         shape = check_splat2d(parameters, shape)
         with thread_limit(self._n_threads):
-            return torch.from_numpy(splat2d.splat(_array(parameters), shape, cutoff=float(cutoff)))
+            frames = splat2d.splat(_floats(parameters.detach().numpy()), shape, cutoff=float(cutoff))
+        return torch.from_numpy(frames)
 
     def splat2d_gradient(self, parameters, planes, cutoff=DEFAULT_CUTOFF) -> torch.Tensor:
         """The gradient of `bids_gsrecon.gpu.splat2d.splat_gradient`, in the dtype of the parameters."""
+        import torch
+
         check_splat2d(parameters, planes.shape[2:], planes)
+        arrays = _floats(parameters.detach().numpy()), _floats(planes.detach().numpy())
         with thread_limit(self._n_threads):
-            gradient = splat2d.splat_gradient(_array(parameters), _array(planes), cutoff=float(cutoff))
+            gradient = splat2d.splat_gradient(*arrays, cutoff=float(cutoff))
         return torch.from_numpy(gradient).to(parameters.dtype)

@@ -20,8 +20,8 @@ from numba import get_num_threads
 from bids_gsrecon.gpu import _frozen_kernels as kernels
 from bids_gsrecon.gpu._binning import Schedule, make_schedule
 from bids_gsrecon.gpu._records import make_boxes
-from bids_gsrecon.gpu.autograd import COMPOSITIONS, DEFAULT_EPS
-from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, check_geometry
+from bids_gsrecon.gpu.autograd import COMPOSITIONS
+from bids_gsrecon.gpu.backend import DEFAULT_CUTOFF, DEFAULT_EPS, check_geometry
 
 _PAD = 16
 _SIX = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 
 import numba
-import torch
 
 
 def set_num_threads(n: int) -> int:
     """Use ``n`` threads from here on (at most what numba was started with); return what is used.
 
-    Results of the kernels do not depend on it, to the last bit.
+    Torch is told if it is loaded: load it before where its threads matter. Results of the kernels do not depend on
+    the number, to the last bit.
     """
     n = max(1, min(int(n), numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(n)
-    torch.set_num_threads(n)
+    if torch := sys.modules.get('torch'):
+        torch.set_num_threads(n)
     return n
 
 
 @contextmanager
 def thread_limit(n: int | None):
-    """Use ``n`` threads inside the block; None (or 0) leaves the numbers alone."""
+    """Use ``n`` threads inside the block; None (or 0) leaves the numbers alone. Torch: see `set_num_threads`."""
     if not n:
         yield
         return
-    before = numba.get_num_threads(), torch.get_num_threads()
+    torch = sys.modules.get('torch')
+    before = numba.get_num_threads(), torch.get_num_threads() if torch else None
     set_num_threads(n)
     try:
         yield
     finally:
         numba.set_num_threads(before[0])
-        torch.set_num_threads(before[1])
+        if torch:
+            torch.set_num_threads(before[1])

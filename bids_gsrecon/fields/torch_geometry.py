@@ -1,4 +1,4 @@
-"""Gaussian geometry in the index space of a lattice, differentiable in the world parameters.
+"""`bids_gsrecon.fields.index_space` for torch, differentiable in the world parameters.
 
 One fused kernel each way: as a chain of torch operations the same costs more than the rendering.
 """
@@ -9,57 +9,22 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-
-@njit(inline='always')
-def _rotation(w, x, y, z, r):
-    r[0, 0], r[0, 1], r[0, 2] = 1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)
-    r[1, 0], r[1, 1], r[1, 2] = 2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)
-    r[2, 0], r[2, 1], r[2, 2] = 2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)
-
-
-@njit(inline='always')
-def _factor(quaternion, log_scale, linear, rotation, factor):
-    """Rotation of the normalised quaternion, and factor = linear R diag(exp(s)); returns the norm."""
-    norm = 0.0
-    for a in range(4):
-        norm += np.float64(quaternion[a]) ** 2
-    norm = np.sqrt(norm)
-    w, x, y, z = quaternion[0] / norm, quaternion[1] / norm, quaternion[2] / norm, quaternion[3] / norm
-    _rotation(w, x, y, z, rotation)
-    for k in range(3):
-        scale = np.exp(np.float64(log_scale[k]))
-        for a in range(3):
-            factor[a, k] = scale * (
-                linear[a, 0] * rotation[0, k] + linear[a, 1] * rotation[1, k] + linear[a, 2] * rotation[2, k]
-            )
-    return norm
-
-
-@njit(parallel=True, cache=True)
-def _forward(log_scales, quaternions, linear, out):
-    n = len(out)
-    for chunk in prange((n + 1023) // 1024):
-        rotation, factor = np.empty((3, 3)), np.empty((3, 3))
-        for i in range(chunk * 1024, min(n, chunk * 1024 + 1024)):
-            _factor(quaternions[i], log_scales[i], linear, rotation, factor)
-            j = 0
-            for a in range(3):
-                for b in range(a, 3):
-                    total = 0.0
-                    for k in range(3):
-                        total += factor[a, k] * factor[b, k]
-                    out[i, j] = total
-                    j += 1
+from bids_gsrecon.fields.index_space import factor, fill_covariances
 
 
 @njit(parallel=True, cache=True)
 def _backward(log_scales, quaternions, linear, grad, grad_scales, grad_quaternions):
     n = len(grad)
     for chunk in prange((n + 1023) // 1024):
-        rotation, factor, dfactor, dr = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
+        rotation, product, dproduct, dr = (
+            np.empty((3, 3)),
+            np.empty((3, 3)),
+            np.empty((3, 3)),
+            np.empty((3, 3)),
+        )
         g, dq = np.empty((3, 3)), np.empty(4)
         for i in range(chunk * 1024, min(n, chunk * 1024 + 1024)):
-            norm = _factor(quaternions[i], log_scales[i], linear, rotation, factor)
+            norm = factor(quaternions[i], log_scales[i], linear, rotation, product)
             j = 0
             for a in range(3):
                 for b in range(a, 3):
@@ -68,18 +33,18 @@ def _backward(log_scales, quaternions, linear, grad, grad_scales, grad_quaternio
                     j += 1
             for a in range(3):
                 for k in range(3):
-                    dfactor[a, k] = 2 * (
-                        g[a, 0] * factor[0, k] + g[a, 1] * factor[1, k] + g[a, 2] * factor[2, k]
+                    dproduct[a, k] = 2 * (
+                        g[a, 0] * product[0, k] + g[a, 1] * product[1, k] + g[a, 2] * product[2, k]
                     )
             for k in range(3):
                 scale = np.exp(np.float64(log_scales[i, k]))
                 total = 0.0
                 for a in range(3):
-                    total += dfactor[a, k] * factor[a, k]
+                    total += dproduct[a, k] * product[a, k]
                     dr[a, k] = scale * (
-                        linear[0, a] * dfactor[0, k]
-                        + linear[1, a] * dfactor[1, k]
-                        + linear[2, a] * dfactor[2, k]
+                        linear[0, a] * dproduct[0, k]
+                        + linear[1, a] * dproduct[1, k]
+                        + linear[2, a] * dproduct[2, k]
                     )
                 grad_scales[i, k] = total
             w, x, y, z = (
@@ -113,7 +78,9 @@ class _IndexCovariances(torch.autograd.Function):
     def forward(ctx, log_scales, quaternions, linear):
         ctx.save_for_backward(log_scales, quaternions, linear)
         out = torch.empty(len(log_scales), 6, dtype=log_scales.dtype)
-        _forward(log_scales.detach().numpy(), quaternions.detach().numpy(), linear.numpy(), out.numpy())
+        fill_covariances(
+            log_scales.detach().numpy(), quaternions.detach().numpy(), linear.numpy(), out.numpy()
+        )
         return out
 
     @staticmethod
@@ -138,15 +105,3 @@ def index_covariances(log_scales: torch.Tensor, quaternions: torch.Tensor, linea
     """
     linear = torch.as_tensor(np.ascontiguousarray(linear, dtype=np.float64))
     return _IndexCovariances.apply(log_scales, quaternions, linear)
-
-
-def to_index_space(field, world_to_voxel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (N, 3) and covariances (N, 6) of a `GaussianField` in voxels, float64, numpy."""
-    matrix = np.asarray(world_to_voxel, dtype=np.float64)
-    means = field.means_mm @ matrix[:3, :3].T + matrix[:3, 3]
-    covariances = index_covariances(
-        torch.from_numpy(field.log_scales).double(),
-        torch.from_numpy(field.quaternions).double(),
-        matrix[:3, :3],
-    )
-    return means, covariances.numpy()

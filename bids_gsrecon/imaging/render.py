@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from bids_gsrecon.fields.gaussians import GaussianField
-from bids_gsrecon.fields.torch_geometry import to_index_space
-from bids_gsrecon.gpu import rasterize
+from bids_gsrecon.fields.index_space import to_index_space
+from bids_gsrecon.gpu import DEFAULT_EPS, get_backend
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.imaging.profile import SliceProfile
 
@@ -66,24 +65,20 @@ def _channel(layers, channel) -> str:
 
 
 def _sample(layers, lattice, channel, backend) -> np.ndarray:
+    backend = get_backend(backend)
     image = np.zeros(lattice.shape, np.float32)
     for layer in layers:
         if channel not in layer.channels or len(layer) == 0:
             continue
         means, covariances = to_index_space(layer, lattice.world_to_voxel)
         amplitudes = layer.amplitudes[:, [layer.channels.index(channel)]]
-        with torch.no_grad():
-            image += (
-                rasterize(
-                    torch.from_numpy(means),
-                    torch.from_numpy(covariances),
-                    torch.from_numpy(layer.log_weights),
-                    torch.from_numpy(np.ascontiguousarray(amplitudes)),
-                    lattice.shape,
-                    composition=layer.composition,
-                    backend=backend,
-                )[0]
-                .cpu()
-                .numpy()
-            )
+        plan = backend.array_plan(means, covariances, layer.log_weights, lattice.shape)
+        image += _composed(plan.forward(amplitudes), layer.composition)
     return image
+
+
+def _composed(sums: np.ndarray, composition: str) -> np.ndarray:
+    """Image (nx, ny, nz) of one channel from its sums (2, nx, ny, nz)."""
+    if composition == 'sum':
+        return sums[1]
+    return sums[1] / (sums[0] + np.float32(DEFAULT_EPS))

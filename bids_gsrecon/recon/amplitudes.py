@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_gsrecon.fields.densify import isotropic_gaussians, residual_maxima
 from bids_gsrecon.fields.gaussians import GaussianField
-from bids_gsrecon.fields.torch_geometry import to_index_space
+from bids_gsrecon.fields.index_space import to_index_space
 from bids_gsrecon.gpu import FrozenWeights
 from bids_gsrecon.imaging.lattice import Lattice
 from bids_gsrecon.solvers.cg import conjugate_gradient

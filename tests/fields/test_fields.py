@@ -5,9 +5,10 @@ import torch
 from bids_gsrecon.errors import InputError
 from bids_gsrecon.fields.densify import isotropic_gaussians, pruned, residual_maxima
 from bids_gsrecon.fields.gaussians import GaussianField, covariances_from, rotation_matrices
+from bids_gsrecon.fields.index_space import to_index_space
 from bids_gsrecon.fields.initialize import sample_by_detail
 from bids_gsrecon.fields.io import load_field, save_field
-from bids_gsrecon.fields.torch_geometry import index_covariances, to_index_space
+from bids_gsrecon.fields.torch_geometry import index_covariances
 
 
 def random_field(n=12, seed=0, composition='normalized', channels=('a', 'b')):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_gsrecon.gpu import available_backends, cuda, cuda_build, get_backend
+from bids_gsrecon.gpu import available_backends, backend, cuda, cuda_build, get_backend
 from bids_gsrecon.gpu.cuda_build import SOURCES
 from tests.gpu import cuda_shim
 
@@ -158,6 +158,7 @@ def test_name_of_the_library_follows_the_sources(tmp_path, monkeypatch):
 @pytest.fixture
 def pretend(monkeypatch, tmp_path):
     """A machine with a CUDA torch, a device and nvcc, as far as anyone asks."""
+    monkeypatch.setattr(backend, '_has_driver', lambda: True)
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(cuda_build, 'device_architectures', lambda: (90,))
@@ -210,6 +211,21 @@ def test_auto_falls_back_with_one_warning(pretend):
     assert available_backends() == ('reference', 'cpu')
     with pytest.raises(RuntimeError, match='use the cpu backend'):
         get_backend('cuda')
+
+
+def test_without_a_driver_nobody_loads_torch(pretend):
+    pretend.setattr(backend, '_has_driver', lambda: False)
+    assert get_backend('auto').name == 'cpu'
+    code = (
+        'import sys\n'
+        'from bids_gsrecon.gpu import backend, get_backend\n'
+        'from bids_gsrecon.imaging import render\n'
+        'from bids_gsrecon.recon.svr import method\n'
+        'backend._has_driver = lambda: False\n'
+        "print(get_backend('auto').name, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['cpu', 'False']
 
 
 def test_sources_are_packaged(tmp_path):

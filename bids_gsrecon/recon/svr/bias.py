@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numba import njit, prange
 
 from bids_gsrecon.recon.svr.pixels import Pixels
 
@@ -38,11 +39,10 @@ class SliceBias:
 
     def terms(self, pixels: Pixels) -> np.ndarray:
         """(N, 5) of the polynomial, at pixels."""
-        stack = pixels.stack_of[pixels.slice_of]
-        offset = (pixels.points_mm - self.centre_mm[stack]) / self.extent_mm[stack, None]
-        in_plane = pixels.axes[pixels.slice_of][:, :, :2]
-        u, v = np.einsum('nik,ni->kn', in_plane, offset)
-        return np.stack([u, v, u * u, u * v, v * v], 1)
+        out = np.empty((len(pixels.values), N_TERMS))
+        frame = self.centre_mm[pixels.stack_of], self.extent_mm[pixels.stack_of]
+        _terms(pixels.points_mm, pixels.slice_of, pixels.axes, *frame, out)
+        return out
 
     def at(self, pixels: Pixels) -> np.ndarray:
         """(N,) float32 values of the field."""
@@ -75,3 +75,15 @@ class SliceBias:
             a, w = rows[first:last], weights[first:last, None]
             out[m] = np.linalg.solve(a.T @ (w * a) + prior, (w * a).T @ residual[first:last])
         return SliceBias(out, self.centre_mm, self.extent_mm)
+
+
+@njit(parallel=True, cache=True)
+def _terms(points, slice_of, axes, centre, extent, out):
+    for i in prange(len(points)):
+        s = slice_of[i]
+        u = v = 0.0
+        for k in range(3):
+            offset = (points[i, k] - centre[s, k]) / extent[s]
+            u += axes[s, k, 0] * offset
+            v += axes[s, k, 1] * offset
+        out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = u, v, u * u, u * v, v * v

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit, prange
 
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
-from bids_gsrecon.recon.svr.poses import normal_equations, shortened, slice_sums
+from bids_gsrecon.recon.svr.poses import normal_equations, shortened
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import EdgePrior, as_image, as_vector
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
 LONGEST_STEP_MM = 3.0
 DAMPING = 1e-3  # of the mean information
+
+
+@njit(parallel=True, cache=True)
+def _pose_products(starts, slices, white, damping, gains, weights, jacobian, seen, seen_change, pose):
+    """What a change of whitened poses ``slices`` (M, 6), and of the volume, seen as ``seen`` (N,), does.
+
+    ``seen_change`` (N,): the gain times the weighted change of the pixels, for the volume's adjoint. ``pose``
+    (M, 6): the same gathered to the whitened poses, with their damping.
+    """
+    for s in prange(len(starts) - 1):
+        step, total = np.zeros(6), np.zeros(6)
+        for k in range(6):
+            for n in range(6):
+                step[k] += white[s, k, n] * slices[s, n]
+        for i in range(starts[s], starts[s + 1]):
+            change = np.float64(seen[i])
+            for k in range(6):
+                change += jacobian[i, k] * step[k]
+            change *= gains[s] * weights[i] * gains[s]
+            seen_change[i] = change
+            for k in range(6):
+                total[k] += jacobian[i, k] * change
+        for k in range(6):
+            pose[s, k] = 0.0
+            for n in range(6):
+                pose[s, k] += white[s, n, k] * (total[n] + damping * step[n])
 
 
 def joint_step(
@@ -58,23 +85,28 @@ def joint_step(
     damping = pull + DAMPING * float(information.mean()) + 1e-12
     # Poses are whitened by their own 6 x 6 blocks: step = white q, so that the preconditioner for q is one.
     white = np.linalg.inv(np.linalg.cholesky(blocks + damping * np.eye(6))).transpose(0, 2, 1)
-    right_image = view.adjoint(weight * gain * residual) - edges.product(image)
-    seen_jacobian = jacobian * gain[:, None]
+    white = np.ascontiguousarray(white)
+    starts = pixels.starts
 
     def apply(vector):
         da = as_image(vector[:n_voxels], shape)
-        dp = np.einsum('mij,mj->mi', white, vector[n_voxels:].reshape(m, 6))
-        change = gain * view.forward(da)
-        change += np.einsum('nk,nk->n', seen_jacobian, dp.astype(np.float32)[pixels.slice_of])
-        change *= weight
-        pose = np.einsum('mji,mj->mi', white, slice_sums(pixels, seen_jacobian, change) + damping * dp)
-        return np.concatenate([as_vector(view.adjoint(gain * change) + edges.product(da)), pose.ravel()])
+        seen_change, pose = np.empty(len(gain), np.float32), np.empty((m, 6))
+        _pose_products(
+            starts, vector[n_voxels:].reshape(m, 6), white, damping, gains, weight, jacobian,
+            view.forward(da), seen_change, pose,
+        )  # fmt: skip
+        out = np.empty_like(vector)
+        edges.add_product(da, view.adjoint(seen_change), out[:n_voxels])
+        out[n_voxels:] = pose.ravel()
+        return out
 
-    right = np.einsum('mji,mj->mi', white, right_pose)
+    right = np.empty(n_voxels + 6 * m, np.float32)
+    edges.add_product(-image, view.adjoint(weight * gain * residual), right[:n_voxels])
+    right[n_voxels:] = np.einsum('mji,mj->mi', white, right_pose).ravel()
     inverse = np.concatenate([as_vector(1.0 / (0.5 * seen + edges.diagonal() + 1e-12)), np.ones(6 * m)])
     step = conjugate_gradient(
         apply,
-        np.concatenate([as_vector(right_image), right.ravel()]),
+        right,
         inverse_diagonal=inverse,
         max_iterations=n_iterations,
         tolerance=1e-3,

@@ -26,13 +26,13 @@ from bids_gsrecon.recon.svr.motion import Frame, in_time, neighbour_means
 from bids_gsrecon.recon.svr.pixels import Pixels, brightness, collect_pixels
 from bids_gsrecon.recon.svr.poses import PoseProblem, slice_gains
 from bids_gsrecon.recon.svr.quality import finish
-from bids_gsrecon.recon.svr.residual_field import add_residual_field
 from bids_gsrecon.recon.svr.robust import robust_weights
 from bids_gsrecon.recon.svr.shapes import NARROW_SIGMA, ShapedView, Shapes
 from bids_gsrecon.recon.svr.turned import find_turned
 from bids_gsrecon.recon.svr.types import SliceTable, SvrOptions, SvrResult
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import NOISE_SMOOTHNESS, noise_variance, self_similar, solve_volume
+from bids_gsrecon.solvers.blas_threads import single_threaded_blas
 
 PIXELS_PER_CELL = 2.0  # kept at coarse levels, in the area of a grid cell
 # Grid spacing (of the final one), slices that move together, rounds at most: large motion is found in large packets on
@@ -76,8 +76,13 @@ def svr(
     if options.reference is not None:
         options = replace(options, reference=order.index(options.reference))
     report = progress or (lambda stage, done, total: None)
-    with thread_limit(options.n_threads):
-        result = _Reconstruction([stacks[n] for n in order], options, report).run()
+    backend, residual_field = get_backend(options.device), None
+    if options.residual_field:
+        from bids_gsrecon.recon.svr.residual_field import add_residual_field as residual_field
+    # What needs torch has loaded it by now, so that its threads are limited too. Products are of 3 x 3 matrices.
+    with thread_limit(options.n_threads), single_threaded_blas():
+        stacks = [stacks[n] for n in order]
+        result = _Reconstruction(stacks, options, report, backend, residual_field).run()
     return _as_given(result, np.array(order))
 
 
@@ -108,10 +113,11 @@ class _Reconstruction:
     stacks: list[SliceStack]
     options: SvrOptions
     report: Callable[[str, int, int], None]
+    backend: object
+    residual_field: Callable | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> SvrResult:
-        self.backend = get_backend(self.options.device)
         self.pixels = collect_pixels(self.stacks, point_spread=self.options.point_spread)
         self.axes = grid_axes(self.pixels, 0)
         self.frame = Frame.around(self.pixels.points_mm[self.pixels.in_mask])
@@ -205,7 +211,7 @@ class _Reconstruction:
         """The view, amplitudes, gains and pixel weights at the end."""
         pixels = self.pixels.selected(self.pixels.in_mask)
         lattice = self.grid(pixels, self.options.resolution_mm)
-        weights = np.ones(len(pixels.values))
+        weights = np.ones(len(pixels.values), np.float32)
         before = self.poses
         view = View.make(pixels, lattice, self.poses, self.backend)
         image = solve_volume(view, weights, np.ones(pixels.n_slices))
@@ -248,8 +254,8 @@ class _Reconstruction:
             image = self_similar(seen, weights, gains, image, self.report)
         if self.options.anisotropic:
             image = seen.shapes.spread(image)
-        if self.options.residual_field:
-            image = add_residual_field(
+        if self.residual_field is not None:
+            image = self.residual_field(
                 view, weights, gains, image, seed=self.options.seed, progress=self.report
             )
         return view, image, gains, weights

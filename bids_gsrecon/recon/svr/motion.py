@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-_REACH = (-2, -1, 1, 2)  # neighbours in acquisition order that a slice is likely to have moved with
+_REACH = 2  # neighbours on each side in acquisition order, that a slice is likely to have moved with
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +66,16 @@ def neighbour_means(parameters, stack_of, rank, information) -> np.ndarray:
     """
     means = parameters.copy()
     for mine in in_time(stack_of, rank):
-        for place, index in enumerate(mine):
-            near = [(abs(d), mine[place + d]) for d in _REACH if 0 <= place + d < len(mine)]
-            if near:
-                weights = np.array([information[j] / d for d, j in near]) + 1e-12
-                means[index] = np.average(parameters[[j for _, j in near]], axis=0, weights=weights)
+        own, known = parameters[mine], information[mine][:, None]
+        total, weight = np.zeros_like(own), np.zeros((len(mine), 1))
+        for d in range(1, min(_REACH, len(mine) - 1) + 1):
+            w = known / d + 1e-12
+            total[d:] += (w * own)[:-d]
+            weight[d:] += w[:-d]
+            total[:-d] += (w * own)[d:]
+            weight[:-d] += w[d:]
+        if len(mine) > 1:
+            means[mine] = total / weight
     return means
 
 

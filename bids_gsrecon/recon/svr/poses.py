@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numba import njit, prange
@@ -37,39 +39,56 @@ def _normal_equations(starts, jacobian, residual, weights, gains, matrix, right)
 
 
 def normal_equations(pixels: Pixels, jacobian, residual, weights, gains):
-    """Sums over slices: matrices (M, 6, 6) and right-hand sides (M, 6); ``jacobian`` is without the gains (M,)."""
+    """Sums over slices: matrices (M, 6, 6) and right-hand sides (M, 6).
+
+    ``jacobian`` (N, 6) is without the gains (M,); it, ``residual`` and ``weights`` (N,) are float32.
+    """
     matrix, right = np.empty((pixels.n_slices, 6, 6)), np.empty((pixels.n_slices, 6))
-    weights = np.asarray(weights, np.float64)
-    residual = np.asarray(residual, np.float64)
     _normal_equations(pixels.starts, jacobian, residual, weights, gains, matrix, right)
     return matrix, right
 
 
 @njit(parallel=True, cache=True)
-def _slice_sums(starts, jacobian, values, out):
+def _gain_sums(starts, values, predicted, in_mask, weights, cross, power):
     for s in prange(len(starts) - 1):
-        b = np.zeros(6)
+        c = p = 0.0
         for i in range(starts[s], starts[s + 1]):
-            for k in range(6):
-                b[k] += jacobian[i, k] * values[i]
-        out[s] = b
-
-
-def slice_sums(pixels: Pixels, jacobian, values) -> np.ndarray:
-    """(M, 6) ``J^T values`` of every slice."""
-    out = np.empty((pixels.n_slices, 6))
-    _slice_sums(pixels.starts, jacobian, values, out)
-    return out
+            if in_mask[i]:
+                at = np.float64(predicted[i])
+                c += weights[i] * at * values[i]
+                p += weights[i] * at * at
+        cross[s], power[s] = c, p
 
 
 def slice_gains(predicted, pixels: Pixels, weights, *, free: bool = False) -> np.ndarray:
-    """(M,) least-squares gain of every slice (value = gain x prediction), within limits; mean one unless ``free``."""
-    w = weights * pixels.in_mask
-    cross = np.bincount(pixels.slice_of, w * predicted * pixels.values, pixels.n_slices)
-    power = np.bincount(pixels.slice_of, w * predicted.astype(np.float64) ** 2, pixels.n_slices)
+    """(M,) least-squares gain of every slice (value = gain x prediction), within limits; mean one unless ``free``.
+
+    ``predicted`` and ``weights`` (N,) are float32.
+    """
+    cross, power = np.empty(pixels.n_slices), np.empty(pixels.n_slices)
+    _gain_sums(pixels.starts, pixels.values, predicted, pixels.in_mask, weights, cross, power)
     gains = np.where(power > 1e-9, cross / np.maximum(power, 1e-9), 1.0)
     gains = np.clip(gains, LEAST_GAIN, MOST_GAIN)
     return gains if free else gains / np.average(gains, weights=power + 1e-12)
+
+
+@njit(parallel=True, cache=True)
+def _residuals(starts, values, predicted, gains, residual, cost):
+    for s in prange(len(starts) - 1):
+        total = 0.0
+        for i in range(starts[s], starts[s + 1]):
+            residual[i] = values[i] - gains[s] * predicted[i]
+            total += np.float64(residual[i]) ** 2
+        cost[s] = total
+
+
+@njit(parallel=True, cache=True)
+def _copy_slices(starts, which, residual, jacobian, new_residual, new_jacobian):
+    for s in prange(len(starts) - 1):
+        if which[s]:
+            for i in range(starts[s], starts[s + 1]):
+                residual[i] = new_residual[i]
+                jacobian[i] = new_jacobian[i]
 
 
 @dataclass(eq=False)
@@ -82,13 +101,12 @@ class _State:
     jacobian: np.ndarray
     cost: np.ndarray  # of every group
 
-    def take(self, other: _State, better: np.ndarray, group_of_slice, group_of_pixel) -> None:
+    def take(self, other: _State, better: np.ndarray, group_of_slice, starts) -> None:
         """Take from another state the groups that are better there."""
-        slices, pixels = better[group_of_slice], better[group_of_pixel]
+        slices = better[group_of_slice]
         self.poses = np.where(slices[:, None, None], other.poses, self.poses)
         self.gains = np.where(slices, other.gains, self.gains)
-        self.residual = np.where(pixels, other.residual, self.residual)
-        self.jacobian[pixels] = other.jacobian[pixels]
+        _copy_slices(starts, slices, self.residual, self.jacobian, other.residual, other.jacobian)
         self.cost = np.where(better, other.cost, self.cost)
 
 
@@ -116,38 +134,41 @@ class PoseProblem:
     grid_sigma: float = GRID_SIGMA
     free_gains: bool = False
 
-    def _views(self, poses):
-        """(pixels, view, image): of all, or stack by stack."""
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return self.pixels.starts
+
+    @cached_property
+    def _parts(self) -> list:
+        """(where, pixels, image): all, or stack by stack, whose slices follow each other."""
         p = self.pixels
         if len(self.images) == 1:
-            yield slice(None), self._view(p, poses), self.images[0]
-            return
-        for stack, image in enumerate(self.images):
-            mine = p.of_stack(stack)
-            if mine.any():
-                yield mine, self._view(p.selected(mine), poses), image
+            return [(slice(None), p, self.images[0])]
+        first = self._starts[np.searchsorted(p.stack_of, np.arange(len(self.images) + 1))]
+        ranges = [slice(*ends) for ends in pairwise(first)]
+        return [(r, p.selected(r), image) for r, image in zip(ranges, self.images) if r.stop > r.start]
 
-    def _view(self, pixels: Pixels, poses: np.ndarray) -> View:
-        return View.make(pixels, self.lattice, poses, self.backend, grid_sigma=self.grid_sigma)
+    def _views(self, poses):
+        """(where, view, image) of all parts."""
+        for where, pixels, image in self._parts:
+            view = View.make(pixels, self.lattice, poses, self.backend, grid_sigma=self.grid_sigma)
+            yield where, view, image
 
     def predict(self, poses: np.ndarray) -> np.ndarray:
         """(N,) what the volumes predict at these poses, without gains."""
-        value = np.empty(len(self.pixels.values), np.float32)
-        for mine, view, image in self._views(poses):
-            value[mine] = view.forward(image)
-        return value
+        return np.concatenate([view.forward(image) for _, view, image in self._views(poses)])
 
     def explain(self, poses: np.ndarray, group_of_slice: np.ndarray) -> _State:
         """What the volumes predict at these poses, and its derivatives."""
         p = self.pixels
-        value, jacobian = np.empty(len(p.values), np.float32), np.empty((len(p.values), 6), np.float32)
-        for mine, view, image in self._views(poses):
-            value[mine], jacobian[mine] = view.derivative(image, self.frame)
-        gains = slice_gains(value, p, np.ones(len(value)), free=self.free_gains)
-        residual = p.residual(value, gains)
-        n_groups = int(group_of_slice.max()) + 1
-        cost = np.bincount(group_of_slice[p.slice_of], residual.astype(np.float64) ** 2, n_groups)
-        return _State(poses, gains, residual, jacobian, cost)
+        n = len(p.values)
+        value, jacobian = np.empty(n, np.float32), np.empty((n, 6), np.float32)
+        for where, view, image in self._views(poses):
+            value[where], jacobian[where] = view.derivative(image, self.frame)
+        gains = slice_gains(value, p, np.ones(n, np.float32), free=self.free_gains)
+        residual, cost = np.empty(n, np.float32), np.empty(p.n_slices)
+        _residuals(self._starts, p.values, value, gains, residual, cost)
+        return _State(poses, gains, residual, jacobian, np.bincount(group_of_slice, cost))
 
     def refine(self, poses, group_of_slice, *, n_steps: int, prior: float = 0.0):
         """Levenberg-Marquardt with acceptance by group.
@@ -170,10 +191,9 @@ class PoseProblem:
         """
         p = self.pixels
         n_groups = int(group_of_slice.max()) + 1
-        group_of_pixel = group_of_slice[p.slice_of]
         damping = np.full(n_groups, 1e-2)
         state = self.explain(poses, group_of_slice)
-        ones = np.ones(len(p.values))
+        ones = np.ones(len(p.values), np.float32)
         for _ in range(n_steps):
             by_slice = normal_equations(p, state.jacobian, state.residual, ones, state.gains)
             matrix, right = np.zeros((n_groups, 6, 6)), np.zeros((n_groups, 6))
@@ -198,7 +218,7 @@ class PoseProblem:
                 rise += pull * (((there - means) ** 2).sum(1) - ((parameters - means) ** 2).sum(1))
             better = rise <= 0
             damping = np.where(better, np.maximum(damping / 4, 1e-4), damping * 6)
-            state.take(new, better, group_of_slice, group_of_pixel)
+            state.take(new, better, group_of_slice, self._starts)
         return state.poses, state.cost
 
 

@@ -12,7 +12,7 @@ LEAST = 0.02  # of what is bright: no residual below that is suspect
 
 
 def robust_weights(predicted: np.ndarray, pixels: Pixels, gains: np.ndarray) -> np.ndarray:
-    """(N,) Cauchy weights of pixels, times those of their slices; ``predicted`` (N,) is without the gains (M,)."""
+    """(N,) float32 Cauchy weights of pixels, times those of their slices; ``predicted`` (N,) is without the gains (M,)."""
     p = pixels
     residual = p.residual(predicted, gains)
     scale = CAUCHY * 1.4826 * max(float(np.median(np.abs(residual))), LEAST)
@@ -21,4 +21,4 @@ def robust_weights(predicted: np.ndarray, pixels: Pixels, gains: np.ndarray) -> 
     rms = np.sqrt(np.bincount(p.slice_of, residual**2, p.n_slices) / np.maximum(count, 1))
     typical = max(float(np.median(rms[count > 0])), LEAST)
     per_slice = 1.0 / (1.0 + (np.maximum(rms / typical - 1.0, 0.0) / TOLERANCE) ** 2)
-    return pixel * per_slice[p.slice_of]
+    return (pixel * per_slice[p.slice_of]).astype(np.float32)

@@ -24,6 +24,11 @@ from bids_gsrecon.recon.svr.pixels import Pixels
 GRID_SIGMA = 0.7  # standard deviation of a grid Gaussian, of the grid spacing
 CUTOFF = 3.0
 _SIX = [0, 1, 2, 4, 5, 8]
+# (6, 3, 3) what xx, xy, ... stand for in a symmetric matrix.
+_SYMMETRIC = np.array([
+    0.5 * (np.outer(np.eye(3)[i], np.eye(3)[k]) + np.outer(np.eye(3)[k], np.eye(3)[i]))
+    for i, k in zip(*np.triu_indices(3))
+])  # fmt: skip
 
 
 def _chi2_cdf(x: float, n_dimensions: int) -> float:
@@ -64,8 +69,8 @@ class View:
 
     Attributes
     ----------
-    placed_mm
-        (N, 3) pixel centres in the volume's world.
+    poses
+        (M, 4, 4) slice as stored to the volume's world.
     psf_mm2
         (M, 3, 3) covariance of the point spread, turned with the slices, world.
     own_weight
@@ -77,7 +82,6 @@ class View:
     pixels: Pixels
     lattice: Lattice
     poses: np.ndarray
-    placed_mm: np.ndarray
     psf_mm2: np.ndarray
     own_weight: np.ndarray
     grid_sigma: float
@@ -87,38 +91,30 @@ class View:
     def make(
         cls, pixels: Pixels, lattice: Lattice, poses: np.ndarray, backend, *, grid_sigma: float = GRID_SIGMA
     ) -> View:
-        """``poses`` (M, 4, 4): slice as stored to the volume's world. The lattice is isotropic."""
-        import torch
-
-        placed = pixels.placed(poses)
+        """The lattice is isotropic."""
+        poses = np.ascontiguousarray(poses)
         turned = poses[:, :3, :3] @ pixels.axes
-        psf = np.einsum('mik,mk,mjk->mij', turned, pixels.psf_variance_mm2, turned)
+        psf = (turned * pixels.psf_variance_mm2[:, None]) @ turned.transpose(0, 2, 1)
         h = float(lattice.voxel_sizes_mm[0])
         inverse = lattice.world_to_voxel[:3, :3]
         total = inverse @ (psf + (grid_sigma * h) ** 2 * np.eye(3)) @ inverse.T / variance_ratio(CUTOFF)
         volume = np.sqrt(np.linalg.det(total))
         covariances = total.reshape(-1, 9)[:, _SIX].astype(np.float32)
         log_scales = -np.log(unit_mass(CUTOFF) * volume).astype(np.float32)
-        plan = backend.plan(
-            torch.from_numpy(pixels.placed(lattice.world_to_voxel @ poses)),
-            torch.from_numpy(covariances[pixels.slice_of]),
-            torch.from_numpy(log_scales[pixels.slice_of]),
-            lattice.shape,
-            CUTOFF,
-        )
-        return cls(pixels, lattice, poses, placed, psf, mean_square(CUTOFF) / volume, grid_sigma, plan)
+        n = len(pixels.values)
+        gaussians = np.empty((n, 3)), np.empty((n, 6), np.float32), np.empty(n, np.float32)
+        motions = lattice.world_to_voxel @ poses
+        _as_gaussians(pixels.points_mm, pixels.slice_of, motions, covariances, log_scales, *gaussians)
+        plan = backend.array_plan(*gaussians, lattice.shape, CUTOFF)
+        return cls(pixels, lattice, poses, psf, mean_square(CUTOFF) / volume, grid_sigma, plan)
 
     def forward(self, image: np.ndarray) -> np.ndarray:
         """(N,) float32 values of the pixels."""
-        import torch
-
-        return self._plan.gather(torch.from_numpy(np.asarray(image, np.float32))).numpy()
+        return self._plan.gather(np.asarray(image, np.float32))
 
     def adjoint(self, values: np.ndarray) -> np.ndarray:
         """The transpose of `forward`: (nx, ny, nz) float32."""
-        import torch
-
-        return self._plan.scatter(torch.from_numpy(np.ascontiguousarray(values, np.float32))).numpy()
+        return self._plan.scatter(np.ascontiguousarray(values, np.float32))
 
     def diagonal(self, weights: np.ndarray) -> np.ndarray:
         """Diagonal of ``A^T diag(weights) A``, the weights of a pixel taken as alike."""
@@ -129,18 +125,17 @@ class View:
 
         The motion turns the volume's world about the centre and shifts it; the point spread turns too.
         """
-        import torch
-
         # The gradient of ``sum_i sum_x image(x) w_i(x)``; that in the log weights is the value itself.
-        none = torch.empty((len(self.placed_mm), 0))
-        gradients = self._plan.backward(none, torch.from_numpy(np.asarray(image, np.float32))[None])
+        p = self.pixels
+        none = np.empty((len(p.values), 0), np.float32)
+        gradients = self._plan.backward(none, np.asarray(image, np.float32)[None])
         inverse = np.ascontiguousarray(self.lattice.world_to_voxel[:3, :3])
-        out = np.empty((len(self.placed_mm), 6), np.float32)
+        out = np.empty((len(p.values), 6), np.float32)
         _motion_jacobian(
-            gradients.means.numpy(), gradients.covariances.numpy(), inverse, self._turns(inverse),
-            self.pixels.slice_of, self.placed_mm, frame.centre_mm, frame.arm_mm, out,
+            gradients.means, gradients.covariances, inverse, self._turns(inverse), p.slice_of,
+            p.points_mm, self.poses, frame.centre_mm, frame.arm_mm, out,
         )  # fmt: skip
-        return gradients.log_weights.numpy(), out
+        return gradients.log_weights, out
 
     def _turns(self, inverse) -> np.ndarray:
         """(M, 3, 6): what a turn of the point spread does, from the gradient in the covariance (index space).
@@ -148,26 +143,37 @@ class View:
         A turn by omega changes S by [omega]x S + (its transpose), hence the value by 2 trace(S G [omega]x), with G the
         symmetric matrix of the gradient, in world.
         """
-        out = np.empty((len(self.psf_mm2), 3, 6))
-        for k, (row, column) in enumerate(zip(*np.triu_indices(3))):
-            matrix = np.zeros((3, 3))
-            matrix[row, column] += 0.5
-            matrix[column, row] += 0.5
-            turn = 2.0 * self.psf_mm2 / variance_ratio(CUTOFF) @ (inverse.T @ matrix @ inverse)
-            for axis, (r, t) in enumerate(((1, 2), (2, 0), (0, 1))):
-                out[:, axis, k] = turn[:, r, t] - turn[:, t, r]
-        return out
+        world = inverse.T @ _SYMMETRIC @ inverse  # (6, 3, 3)
+        turn = 2.0 / variance_ratio(CUTOFF) * self.psf_mm2[:, None] @ world
+        return np.stack([turn[..., r, t] - turn[..., t, r] for r, t in ((1, 2), (2, 0), (0, 1))], 1)
 
 
 @njit(parallel=True, cache=True)
-def _motion_jacobian(means, covariances, inverse, turns, slice_of, placed, centre, arm, out):
+def _as_gaussians(points, slice_of, motions, covariances, log_scales, means, pixel_covariances, log_weights):
+    """The Gaussians of pixels: a slice's motion (to index space) of its points, and what its pixels share."""
+    for i in prange(len(points)):
+        s = slice_of[i]
+        m = motions[s]
+        x, y, z = points[i]
+        for k in range(3):
+            means[i, k] = m[k, 0] * x + m[k, 1] * y + m[k, 2] * z + m[k, 3]
+        for k in range(6):
+            pixel_covariances[i, k] = covariances[s, k]
+        log_weights[i] = log_scales[s]
+
+
+@njit(parallel=True, cache=True)
+def _motion_jacobian(means, covariances, inverse, turns, slice_of, points, poses, centre, arm, out):
     """From gradients in mean and covariance (index space) to those in a motion (world)."""
     for i in prange(len(means)):
         m, turn = means[i], turns[slice_of[i]]
         gx = m[0] * inverse[0, 0] + m[1] * inverse[1, 0] + m[2] * inverse[2, 0]
         gy = m[0] * inverse[0, 1] + m[1] * inverse[1, 1] + m[2] * inverse[2, 1]
         gz = m[0] * inverse[0, 2] + m[1] * inverse[1, 2] + m[2] * inverse[2, 2]
-        x, y, z = placed[i, 0] - centre[0], placed[i, 1] - centre[1], placed[i, 2] - centre[2]
+        p, pose = points[i], poses[slice_of[i]]
+        x = pose[0, 0] * p[0] + pose[0, 1] * p[1] + pose[0, 2] * p[2] + pose[0, 3] - centre[0]
+        y = pose[1, 0] * p[0] + pose[1, 1] * p[1] + pose[1, 2] * p[2] + pose[1, 3] - centre[1]
+        z = pose[2, 0] * p[0] + pose[2, 1] * p[1] + pose[2, 2] * p[2] + pose[2, 3] - centre[2]
         tx, ty, tz = y * gz - z * gy, z * gx - x * gz, x * gy - y * gx
         for k in range(6):
             tx += turn[0, k] * covariances[i, k]

@@ -41,8 +41,8 @@ def _edge_weights(image, inverse_delta2, out):
 
 
 @njit(parallel=True, cache=True)
-def _laplacian(p, w, strength, empty, out):
-    """out = strength * sum_edges w (difference) + empty * p."""
+def _add_laplacian(p, w, strength, empty, data, out):
+    """out = data + strength * sum_edges w (difference) + empty * p."""
     nx, ny, nz = p.shape
     for x in prange(nx):
         for y in range(ny):
@@ -61,30 +61,29 @@ def _laplacian(p, w, strength, empty, out):
                     total += w[2, x, y, z] * (here - p[x, y, z + 1])
                 if z > 0:
                     total += w[2, x, y, z - 1] * (here - p[x, y, z - 1])
-                out[x, y, z] = strength * total + empty * here
+                out[x, y, z] = data[x, y, z] + strength * total + empty * here
 
 
 class EdgePrior:
-    """``strength * sum over neighbours of phi(difference) + empty * sum of squares``: its majoriser at an image."""
+    """``strength * sum over neighbours of phi(difference) + (empty + pull) * sum of squares``: its majoriser at an
+    image."""
 
-    def __init__(self, image: np.ndarray, strength: float):
+    def __init__(self, image: np.ndarray, strength: float, pull: float = 0.0):
         positive = image[image > 0.05 * image.max()] if image.max() > 0 else image.ravel()
         delta = EDGE * float(np.median(positive)) if positive.size else 1.0
-        self._empty = np.float32(EMPTY * strength)
+        self._empty = np.float32(EMPTY * strength + pull)
         self._strength = np.float32(strength)
         # Arrays here are [z, y, x], as images lie in memory.
         self._weights = np.zeros((3, *image.shape[::-1]), np.float32)
         _edge_weights(_contiguous(image), np.float32(1.0 / max(delta, 1e-6) ** 2), self._weights)
 
-    def product(self, p: np.ndarray) -> np.ndarray:
-        """(nx, ny, nz)."""
-        p = _contiguous(p)
-        out = np.empty(p.shape, np.float32)
-        _laplacian(p, self._weights, self._strength, self._empty, out)
-        return out.T
+    def add_product(self, p: np.ndarray, data: np.ndarray, out: np.ndarray) -> None:
+        """Fill a vector ``out`` (see `as_vector`) with ``data`` plus the product with ``p``, images (nx, ny, nz)."""
+        out = out.reshape(p.shape[::-1])
+        _add_laplacian(_contiguous(p), self._weights, self._strength, self._empty, data.T, out)
 
     def diagonal(self) -> np.ndarray:
-        """Of the matrix behind `product`, (nx, ny, nz)."""
+        """Of the matrix behind `add_product`, (nx, ny, nz)."""
         total = self._weights.sum(0)
         for axis, w in enumerate(self._weights):
             later, earlier = [slice(None)] * 3, [slice(None)] * 3
@@ -138,17 +137,19 @@ def solve_volume(
         right = right + pull * guess
     image = np.zeros(right.shape, np.float32, order='F') if start is None else start
     for _ in range(n_rounds):
-        prior = EdgePrior(image, smoothness)
+        prior = EdgePrior(image, smoothness, pull)
 
         def apply(flat, prior=prior):
             p = as_image(flat, right.shape)
-            return as_vector(view.adjoint(squared * view.forward(p)) + prior.product(p) + pull * p)
+            out = np.empty_like(flat)
+            prior.add_product(p, view.adjoint(squared * view.forward(p)), out)
+            return out
 
         solution = conjugate_gradient(
             apply,
             as_vector(right),
             x0=as_vector(image),
-            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + pull + 1e-12)),
+            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + 1e-12)),
             max_iterations=n_iterations,
             tolerance=1e-4,
         )

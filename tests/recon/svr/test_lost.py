@@ -25,8 +25,8 @@ def reconstruction(world):
     stacks, poses, *_ = moving_stacks()
     stacks = [replace(s, lattice=replace(s.lattice, affine=world @ s.lattice.affine)) for s in stacks]
     poses = world @ poses @ np.linalg.inv(world)
-    run = _Reconstruction(stacks, SvrOptions(resolution_mm=1.0), lambda stage, done, total: None)
-    run.backend, run.pixels, run.poses = BACKEND, collect_pixels(stacks), poses
+    run = _Reconstruction(stacks, SvrOptions(resolution_mm=1.0), lambda stage, done, total: None, BACKEND)
+    run.pixels, run.poses = collect_pixels(stacks), poses
     run.axes = grid_axes(run.pixels, 0)
     run.frame = Frame.around(run.pixels.points_mm[run.pixels.in_mask])
     return run

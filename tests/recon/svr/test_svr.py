@@ -19,7 +19,7 @@ from bids_gsrecon.recon.svr.robust import robust_weights
 from bids_gsrecon.recon.svr.shapes import NARROW_SIGMA
 from bids_gsrecon.recon.svr.types import SvrOptions
 from bids_gsrecon.recon.svr.view import View
-from bids_gsrecon.recon.svr.volume import EMPTY, EdgePrior
+from bids_gsrecon.recon.svr.volume import EMPTY, EdgePrior, as_image
 from tests.moving_stacks import BACKEND, CENTRE, moving_stacks, pose_error_mm
 
 
@@ -53,11 +53,18 @@ def test_edge_prior_is_symmetric_and_all_but_ignores_constants():
     rng = np.random.default_rng(1)
     prior = EdgePrior(rng.uniform(size=(7, 8, 9)).astype(np.float32), 0.3)
     a, b = rng.normal(size=(2, 7, 8, 9)).astype(np.float32)
-    assert np.vdot(a, prior.product(b)) == pytest.approx(np.vdot(prior.product(a), b), rel=1e-4)
-    np.testing.assert_allclose(prior.product(np.full((7, 8, 9), 3.0)), 0.3 * EMPTY * 3.0, rtol=1e-3)
+
+    def product(p, data=0.0):
+        out = np.empty(p.size, np.float32)
+        prior.add_product(p, np.full(p.shape, data, np.float32), out)
+        return as_image(out, p.shape)
+
+    assert np.vdot(a, product(b)) == pytest.approx(np.vdot(product(a), b), rel=1e-4)
+    np.testing.assert_allclose(product(a, 2.0), product(a) + 2.0, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product(np.full((7, 8, 9), 3.0)), 0.3 * EMPTY * 3.0, rtol=1e-3)
     unit = np.zeros((7, 8, 9), np.float32)
     unit[3, 0, 8] = 1
-    assert prior.product(unit)[3, 0, 8] == pytest.approx(prior.diagonal()[3, 0, 8], rel=1e-5)
+    assert product(unit)[3, 0, 8] == pytest.approx(prior.diagonal()[3, 0, 8], rel=1e-5)
 
 
 def test_poses_are_recovered(case, result):
@@ -187,7 +194,10 @@ def test_gains_are_found_and_average_to_one():
     prediction = rng.uniform(0.5, 1, 1000)
     true = np.array([0.9, 1.1, 1.0, 0.95, 1.05])
     pixels = SimpleNamespace(
-        values=true[slice_of] * prediction, slice_of=slice_of, n_slices=5, in_mask=np.ones(1000, bool)
+        values=true[slice_of] * prediction,
+        starts=np.arange(0, 1001, 200),
+        n_slices=5,
+        in_mask=np.ones(1000, bool),
     )
     gains = slice_gains(prediction, pixels, np.ones(1000))
     np.testing.assert_allclose(gains / gains.mean(), true / true.mean(), rtol=1e-3)

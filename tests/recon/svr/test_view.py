@@ -29,7 +29,7 @@ def test_equals_the_dense_sum(case):
     image = np.random.default_rng(0).normal(size=lattice.shape).astype(np.float32)
     nodes = lattice.to_world(np.stack(np.meshgrid(*map(np.arange, lattice.shape), indexing='ij'), -1))
     expected = []
-    for point, psf in zip(view.placed_mm, view.psf_mm2[some.slice_of]):
+    for point, psf in zip(some.placed(view.poses), view.psf_mm2[some.slice_of]):
         full = (psf + GRID_SIGMA**2 * np.eye(3)) / variance_ratio(CUTOFF)
         d = nodes - point
         q = np.einsum('xyzi,ij,xyzj->xyz', d, np.linalg.inv(full), d)
@@ -52,7 +52,7 @@ def test_adjoint(case):
 def test_a_constant_stays_constant_inside(case):
     pixels, poses, _, lattice = case
     view = View.make(pixels, lattice, poses, BACKEND)
-    near = (np.abs(lattice.to_index(view.placed_mm) - np.array(lattice.shape) / 2) < 8).all(1)
+    near = (np.abs(lattice.to_index(pixels.placed(view.poses)) - np.array(lattice.shape) / 2) < 8).all(1)
     assert near.sum() > 100
     np.testing.assert_allclose(view.forward(np.full(lattice.shape, 7.0))[near], 7.0, rtol=0.02)
 
