@@ -17,7 +17,7 @@ import traceback
 
 from bids_gsrecon import __version__
 from bids_gsrecon.errors import InputError
-from bids_gsrecon.interfaces.processes import interrupt_on_signals
+from bids_gsrecon.interfaces.processes import interrupt_on_signals, keep_freed_memory
 
 SUBCOMMANDS = {
     'harmonize': 'bids_gsrecon.cli.direct_harmonize',
@@ -107,6 +107,7 @@ def main(argv=None) -> int:
     _limit_threads(getattr(args, 'threads', None))
     atexit.register(gc.freeze)  # at exit nothing is looked through once more: a third of a second
     interrupt_on_signals()
+    keep_freed_memory()
     try:
         verdict = args.run(args)
     except InputError as error:

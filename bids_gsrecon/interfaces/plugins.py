@@ -16,9 +16,10 @@ from bids_gsrecon.errors import killed_sentence
 
 def initialise_worker(folder: str, nipype_level: str, resource_monitor: bool = False) -> None:
     """What every worker process does first: its folder, no telemetry, quiet nipype, an end with its parent."""
-    from bids_gsrecon.interfaces.processes import follow_parent
+    from bids_gsrecon.interfaces.processes import follow_parent, keep_freed_memory
 
     follow_parent()
+    keep_freed_memory()
     os.chdir(folder)
     os.environ['NO_ET'] = os.environ['NIPYPE_NO_ET'] = '1'
     import logging
