@@ -41,10 +41,8 @@ PACKETS = ((6, 8, 3), (5, 6, 3), (5, 4, 3), (4, 3, 2), (4, 2, 2), (3, 1, 4))
 QUIET = 0.15  # mean way of the pixels, of the spacing, below which a further round is not worth it
 SLICE_ROUNDS = 8
 SLICE_PASSES = 3  # of these rounds at most: further ones while lost slices are being found
-FIND_LOST = (
-    4,
-    6,
-)  # rounds after which slices that lost their way are looked for; later ones if some were found
+# Rounds after which slices that lost their way are looked for; later ones if some were found.
+FIND_LOST = (4, 6)
 # Last rounds of volume and poses, in which slices also get a field of brightness: before, it would explain what
 # the volume does not show yet.
 BIAS_ROUNDS = 4

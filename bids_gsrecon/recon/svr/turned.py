@@ -13,8 +13,8 @@ from bids_gsrecon.recon.svr.poses import PoseProblem, from_starts
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.recon.svr.volume import solve_volume
 
-# Of the squared error where the scanner believed the stack, that another turn must reach: a stack whose slices moved much
-# fits a little better in many wrong places.
+# Of the squared error where the scanner believed the stack, that another turn must reach: a stack whose slices moved
+# much fits a little better in many wrong places.
 BETTER = 0.5
 N_STEPS = (2, 5)  # from all starts, and on from the best
 N_LEFT = 6  # of these, with where the scanner believed the stack

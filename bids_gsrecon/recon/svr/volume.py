@@ -65,8 +65,7 @@ def _add_laplacian(p, w, strength, empty, data, out):
 
 
 class EdgePrior:
-    """``strength * sum over neighbours of phi(difference) + (empty + pull) * sum of squares``: its majoriser at an
-    image."""
+    """Majoriser at an image of ``strength * sum phi(neighbours' difference) + (empty + pull) * sum of squares``."""
 
     def __init__(self, image: np.ndarray, strength: float, pull: float = 0.0):
         positive = image[image > 0.05 * image.max()] if image.max() > 0 else image.ravel()
