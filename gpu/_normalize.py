@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from bids_gsrecon.gpu._volume import PaddedVolume, divide
+from bids_gsrecon.gpu._volume import PaddedVolume
 
 
 def flat_view(tensor: torch.Tensor) -> tuple[np.ndarray, tuple[int, int, int]] | None:
@@ -24,6 +24,19 @@ def flat_view(tensor: torch.Tensor) -> tuple[np.ndarray, tuple[int, int, int]] |
     strides = tensor.stride(0), tensor.stride(2), tensor.stride(3)
     size = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
     return tensor.as_strided((size,), (1,)).numpy(), strides
+
+
+@njit(cache=True, parallel=True, error_model='numpy')
+def _divide(sums, s_strides, eps, image, i_strides, n_c, n_x, n_y, n_z):
+    """Image S[1:] / (S[0] + eps) in one pass: flat arrays and their (channel, y, z) strides in floats."""
+    for z in prange(n_z):
+        for y in range(n_y):
+            p = y * s_strides[1] + z * s_strides[2]
+            for c in range(n_c):
+                q = p + (1 + c) * s_strides[0]
+                o = c * i_strides[0] + y * i_strides[1] + z * i_strides[2]
+                for x in range(n_x):
+                    image[o + x] = sums[q + x] / (sums[p + x] + eps)
 
 
 @njit(cache=True, parallel=True, error_model='numpy')
@@ -55,7 +68,7 @@ class Normalize(torch.autograd.Function):
         image = torch.empty((n_c, nz, ny, nx), dtype=torch.float32).permute(0, 3, 2, 1)
         flat, strides = flat_view(sums)
         out, out_strides = flat_view(image)
-        divide(flat, strides, np.float32(eps), out, out_strides, n_c, nx, ny, nz)
+        _divide(flat, strides, np.float32(eps), out, out_strides, n_c, nx, ny, nz)
         return image
 
     @staticmethod

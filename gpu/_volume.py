@@ -1,4 +1,4 @@
-"""How the CPU kernels keep volumes (flat float32, [z][y][channel][x], padded), and voxelwise operations."""
+"""How the CPU kernels keep volumes (flat float32, [z][y][channel][x], padded)."""
 
 from __future__ import annotations
 
@@ -99,16 +99,3 @@ def padded_view(array: np.ndarray) -> PaddedVolume | None:
     if whole.ndim != 1 or not whole.flags.c_contiguous or whole.nbytes - first < 4 * size:
         return None
     return PaddedVolume.around(np.ndarray((size,), np.float32, whole, first), array.shape)
-
-
-@njit(cache=True, parallel=True, error_model='numpy')
-def divide(sums, s_strides, eps, image, i_strides, n_c, n_x, n_y, n_z):
-    """Image S[1:] / (S[0] + eps) in one pass: flat arrays and their (channel, y, z) strides in floats."""
-    for z in prange(n_z):
-        for y in range(n_y):
-            p = y * s_strides[1] + z * s_strides[2]
-            for c in range(n_c):
-                q = p + (1 + c) * s_strides[0]
-                o = c * i_strides[0] + y * i_strides[1] + z * i_strides[2]
-                for x in range(n_x):
-                    image[o + x] = sums[q + x] / (sums[p + x] + eps)

@@ -205,7 +205,7 @@ def available_backends() -> tuple[str, ...]:
     ``cuda`` is one of them where torch sees a CUDA device and the kernels are built or can be; should building
     or running them fail, it is none from then on.
     """
-    return ('reference', 'cpu') if _why_no_cuda() else BACKENDS
+    return BACKENDS if _has_cuda() else ('reference', 'cpu')
 
 
 def _has_driver() -> bool:
@@ -217,6 +217,10 @@ def _has_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def _has_cuda() -> bool:
+    return _has_driver() and not _why_no_cuda()
 
 
 def _why_no_cuda() -> str:
@@ -243,7 +247,7 @@ def get_backend(name: str = 'auto', *, n_threads: int | None = None) -> Backend:
     """
     if name == 'auto':
         name = 'cpu'
-        if _has_driver() and not _why_no_cuda():
+        if _has_cuda():
             try:
                 return get_backend('cuda')
             except RuntimeError as error:

@@ -105,7 +105,7 @@ def main(argv=None) -> int:
     args.passed_on = passed_on
     verbose = getattr(args, 'verbose', False)
     _limit_threads(getattr(args, 'threads', None))
-    atexit.register(gc.freeze)  # at exit nothing is looked through once more: a third of a second
+    atexit.register(gc.freeze)  # at exit no garbage is looked for once more
     interrupt_on_signals()
     keep_freed_memory()
     try:

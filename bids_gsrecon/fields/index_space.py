@@ -14,8 +14,8 @@ def _rotation(w, x, y, z, r):
 
 
 @njit(inline='always')
-def factor(quaternion, log_scale, linear, rotation, product):
-    """Rotation of the normalised quaternion, and product = linear R diag(exp(s)); returns the norm."""
+def fill_factor(quaternion, log_scale, linear, rotation, factor):
+    """Rotation of the normalised quaternion, and factor = linear R diag(exp(s)); returns the norm."""
     norm = 0.0
     for a in range(4):
         norm += np.float64(quaternion[a]) ** 2
@@ -25,7 +25,7 @@ def factor(quaternion, log_scale, linear, rotation, product):
     for k in range(3):
         scale = np.exp(np.float64(log_scale[k]))
         for a in range(3):
-            product[a, k] = scale * (
+            factor[a, k] = scale * (
                 linear[a, 0] * rotation[0, k] + linear[a, 1] * rotation[1, k] + linear[a, 2] * rotation[2, k]
             )
     return norm
@@ -33,17 +33,18 @@ def factor(quaternion, log_scale, linear, rotation, product):
 
 @njit(parallel=True, cache=True)
 def fill_covariances(log_scales, quaternions, linear, out):
+    """Covariances (N, 6) from (N, 3) log scales, (N, 4) quaternions and the linear part (3, 3) of world to voxel."""
     n = len(out)
     for chunk in prange((n + 1023) // 1024):
-        rotation, product = np.empty((3, 3)), np.empty((3, 3))
+        rotation, factor = np.empty((3, 3)), np.empty((3, 3))
         for i in range(chunk * 1024, min(n, chunk * 1024 + 1024)):
-            factor(quaternions[i], log_scales[i], linear, rotation, product)
+            fill_factor(quaternions[i], log_scales[i], linear, rotation, factor)
             j = 0
             for a in range(3):
                 for b in range(a, 3):
                     total = 0.0
                     for k in range(3):
-                        total += product[a, k] * product[b, k]
+                        total += factor[a, k] * factor[b, k]
                     out[i, j] = total
                     j += 1
 

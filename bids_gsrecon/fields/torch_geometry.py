@@ -9,22 +9,17 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-from bids_gsrecon.fields.index_space import factor, fill_covariances
+from bids_gsrecon.fields.index_space import fill_covariances, fill_factor
 
 
 @njit(parallel=True, cache=True)
 def _backward(log_scales, quaternions, linear, grad, grad_scales, grad_quaternions):
     n = len(grad)
     for chunk in prange((n + 1023) // 1024):
-        rotation, product, dproduct, dr = (
-            np.empty((3, 3)),
-            np.empty((3, 3)),
-            np.empty((3, 3)),
-            np.empty((3, 3)),
-        )
+        rotation, factor, dfactor, dr = np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3)), np.empty((3, 3))
         g, dq = np.empty((3, 3)), np.empty(4)
         for i in range(chunk * 1024, min(n, chunk * 1024 + 1024)):
-            norm = factor(quaternions[i], log_scales[i], linear, rotation, product)
+            norm = fill_factor(quaternions[i], log_scales[i], linear, rotation, factor)
             j = 0
             for a in range(3):
                 for b in range(a, 3):
@@ -33,18 +28,18 @@ def _backward(log_scales, quaternions, linear, grad, grad_scales, grad_quaternio
                     j += 1
             for a in range(3):
                 for k in range(3):
-                    dproduct[a, k] = 2 * (
-                        g[a, 0] * product[0, k] + g[a, 1] * product[1, k] + g[a, 2] * product[2, k]
+                    dfactor[a, k] = 2 * (
+                        g[a, 0] * factor[0, k] + g[a, 1] * factor[1, k] + g[a, 2] * factor[2, k]
                     )
             for k in range(3):
                 scale = np.exp(np.float64(log_scales[i, k]))
                 total = 0.0
                 for a in range(3):
-                    total += dproduct[a, k] * product[a, k]
+                    total += dfactor[a, k] * factor[a, k]
                     dr[a, k] = scale * (
-                        linear[0, a] * dproduct[0, k]
-                        + linear[1, a] * dproduct[1, k]
-                        + linear[2, a] * dproduct[2, k]
+                        linear[0, a] * dfactor[0, k]
+                        + linear[1, a] * dfactor[1, k]
+                        + linear[2, a] * dfactor[2, k]
                     )
                 grad_scales[i, k] = total
             w, x, y, z = (

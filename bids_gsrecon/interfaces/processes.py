@@ -44,8 +44,7 @@ def interrupt_on_signals() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, up to a quarter of a GB: volumes come and go by the hundred.
 
-    Else each is mapped anew, and its first touch costs as much as one of the passes over it (a twentieth of the time
-    of slice-to-volume reconstruction). Other C libraries are left as they are.
+    Else each is mapped anew, page by page as it is touched. Other C libraries are left as they are.
     """
     import ctypes
 

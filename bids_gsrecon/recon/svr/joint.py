@@ -86,13 +86,12 @@ def joint_step(
     # Poses are whitened by their own 6 x 6 blocks: step = white q, so that the preconditioner for q is one.
     white = np.linalg.inv(np.linalg.cholesky(blocks + damping * np.eye(6))).transpose(0, 2, 1)
     white = np.ascontiguousarray(white)
-    starts = pixels.starts
 
     def apply(vector):
         da = as_image(vector[:n_voxels], shape)
         seen_change, pose = np.empty(len(gain), np.float32), np.empty((m, 6))
         _pose_products(
-            starts, vector[n_voxels:].reshape(m, 6), white, damping, gains, weight, jacobian,
+            pixels.starts, vector[n_voxels:].reshape(m, 6), white, damping, gains, weight, jacobian,
             view.forward(da), seen_change, pose,
         )  # fmt: skip
         out = np.empty_like(vector)

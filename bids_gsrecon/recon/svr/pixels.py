@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numba import njit, prange
@@ -60,7 +61,7 @@ class Pixels:
     def n_stacks(self) -> int:
         return int(self.stack_of.max()) + 1
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray:
         """(M + 1,) first pixel of every slice."""
         return np.searchsorted(self.slice_of, np.arange(self.n_slices + 1))

@@ -135,16 +135,12 @@ class PoseProblem:
     free_gains: bool = False
 
     @cached_property
-    def _starts(self) -> np.ndarray:
-        return self.pixels.starts
-
-    @cached_property
     def _parts(self) -> list:
         """(where, pixels, image): all, or stack by stack, whose slices follow each other."""
         p = self.pixels
         if len(self.images) == 1:
             return [(slice(None), p, self.images[0])]
-        first = self._starts[np.searchsorted(p.stack_of, np.arange(len(self.images) + 1))]
+        first = p.starts[np.searchsorted(p.stack_of, np.arange(len(self.images) + 1))]
         ranges = [slice(*ends) for ends in pairwise(first)]
         return [(r, p.selected(r), image) for r, image in zip(ranges, self.images) if r.stop > r.start]
 
@@ -167,7 +163,7 @@ class PoseProblem:
             value[where], jacobian[where] = view.derivative(image, self.frame)
         gains = slice_gains(value, p, np.ones(n, np.float32), free=self.free_gains)
         residual, cost = np.empty(n, np.float32), np.empty(p.n_slices)
-        _residuals(self._starts, p.values, value, gains, residual, cost)
+        _residuals(p.starts, p.values, value, gains, residual, cost)
         return _State(poses, gains, residual, jacobian, np.bincount(group_of_slice, cost))
 
     def refine(self, poses, group_of_slice, *, n_steps: int, prior: float = 0.0):
@@ -218,7 +214,7 @@ class PoseProblem:
                 rise += pull * (((there - means) ** 2).sum(1) - ((parameters - means) ** 2).sum(1))
             better = rise <= 0
             damping = np.where(better, np.maximum(damping / 4, 1e-4), damping * 6)
-            state.take(new, better, group_of_slice, self._starts)
+            state.take(new, better, group_of_slice, p.starts)
         return state.poses, state.cost
 
 

@@ -12,7 +12,10 @@ LEAST = 0.02  # of what is bright: no residual below that is suspect
 
 
 def robust_weights(predicted: np.ndarray, pixels: Pixels, gains: np.ndarray) -> np.ndarray:
-    """(N,) float32 Cauchy weights of pixels, times those of their slices; ``predicted`` (N,) is without the gains (M,)."""
+    """(N,) float32 Cauchy weights of pixels, times those of their slices.
+
+    ``predicted`` (N,) is without the gains (M,).
+    """
     p = pixels
     residual = p.residual(predicted, gains)
     scale = CAUCHY * 1.4826 * max(float(np.median(np.abs(residual))), LEAST)
