@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bids_gsrecon.errors import InputError
+
+_ASKING = threading.Lock()
 
 
 @contextmanager
@@ -52,8 +55,9 @@ def write_atomically(path, write) -> None:
 
 
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
+    with _ASKING:  # two threads at once would read, and leave behind, the other's zero
+        current = os.umask(0)
+        os.umask(current)
     return current
 
 

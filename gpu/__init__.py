@@ -20,6 +20,7 @@ _HOMES = {
     'available_backends': 'backend',
     'get_backend': 'backend',
     'set_num_threads': 'threads',
+    'side_by_side': 'threads',
     'thread_limit': 'threads',
     'FrozenWeights': 'frozen',
 }

@@ -100,6 +100,32 @@ def _sort(box, sides, cell_side, offsets, bricks_y, cells_x):
     return order, firsts
 
 
+@njit(cache=True)
+def _brick_tasks(firsts, offsets, bricks_y, per_brick, ny, nz):
+    """Tasks of the bricks that hold anything, and where each class and colour ends; in a round the long ones first."""
+    n_most = 0
+    for k in range(len(bricks_y)):
+        n_most += (offsets[k + 1] - offsets[k]) // per_brick[k]
+    tasks, ends = np.empty((n_most, 6), np.int64), np.empty(4 * len(bricks_y), np.int64)
+    mine, sizes = np.empty(n_most, np.int64), np.empty(n_most, np.int64)
+    n = 0
+    for k in range(len(bricks_y)):
+        for colour in range(4):
+            m = 0
+            for brick in range((offsets[k + 1] - offsets[k]) // per_brick[k]):
+                first = offsets[k] + brick * per_brick[k]
+                size = firsts[first + per_brick[k]] - firsts[first]
+                z, y = brick // bricks_y[k], brick % bricks_y[k]
+                if size > 0 and z % 2 * 2 + y % 2 == colour:
+                    mine[m], sizes[m] = first, -size
+                    m += 1
+            for j in np.argsort(sizes[:m], kind='mergesort'):
+                tasks[n] = firsts[mine[j]], firsts[mine[j] + per_brick[k]], 0, ny - 1, 0, nz - 1
+                n += 1
+            ends[4 * k + colour] = n
+    return tasks[:n], ends
+
+
 def _slabs(shape) -> np.ndarray:
     """Cut a lattice along z, and along y where z is short, into about 32 parts."""
     _, ny, nz = shape
@@ -130,24 +156,15 @@ def make_schedule(box: np.ndarray, shape: tuple[int, int, int], cell_side: int =
     if len(box) >= 2**31 - 1:
         raise ValueError(f'{len(box)} Gaussians are too many for one lattice (2^31 - 2 at most)')
     order, firsts = _sort(box, sides, cell_side, offsets, bricks_y, cells_x)
-    whole = np.array([0, ny - 1, 0, nz - 1])
-    tasks = []
-    for k in range(len(sides)):
-        starts = firsts[offsets[k] : offsets[k + 1] + 1 : per_brick[k]]
-        ranges = np.stack([starts[:-1], starts[1:]], 1)
-        size = ranges[:, 1] - ranges[:, 0]
-        brick_z, brick_y = np.divmod(np.arange(len(ranges)), bricks_y[k])
-        for colour in range(4):
-            mine = np.flatnonzero((brick_z % 2 * 2 + brick_y % 2 == colour) & (size > 0))
-            mine = mine[np.argsort(-size[mine], kind='stable')]  # the long ones first
-            tasks.append(np.concatenate([ranges[mine], np.tile(whole, (len(mine), 1))], 1))
+    tasks, ends = _brick_tasks(firsts, offsets, bricks_y, per_brick, ny, nz)
     giants = firsts[offsets[-1] : offsets[-1] + 2]
-    slabs = _slabs(shape) if giants[1] > giants[0] else np.empty((0, 4), np.int64)
-    tasks.append(np.concatenate([np.tile(giants, (len(slabs), 1)), slabs], 1))
+    if giants[1] > giants[0]:
+        slabs = _slabs(shape)
+        tasks = np.concatenate([tasks, np.concatenate([np.tile(giants, (len(slabs), 1)), slabs], 1)])
     return Schedule(
         order=order,
-        tasks=np.concatenate(tasks).astype(np.int64),
-        rounds=np.concatenate([[0], np.cumsum([len(t) for t in tasks])]).astype(np.int64),
+        tasks=tasks,
+        rounds=np.concatenate([[0], ends, [len(tasks)]]),
         giants=(int(giants[0]), int(giants[1])),
         n_used=int(giants[1]),
     )

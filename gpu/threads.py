@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numba
@@ -36,3 +38,15 @@ def thread_limit(n: int | None):
         numba.set_num_threads(before[0])
         if torch:
             torch.set_num_threads(before[1])
+
+
+def side_by_side(function: Callable, items: Sequence) -> list:
+    """``[function(item) for item in items]`` on as many threads as the kernels use.
+
+    For work that lets other threads run, filters of scipy or compression, and that starts no kernels itself.
+    """
+    n = min(numba.get_num_threads(), len(items))
+    if n < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(function, items))

@@ -125,17 +125,19 @@ def oriented(inputs: SvrInputs, result: SvrResult, progress) -> tuple[SvrResult,
 
 def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orientation | None = None) -> Path:
     """Write every output; they appear only when all of them are complete. Returns the path of the image."""
+    from bids_gsrecon.gpu import side_by_side
     from bids_gsrecon.interfaces.svr_outputs import earlier_poses, slices_table, stacks_table, write_poses
 
     output = output_path(args.output)
     names = {name: path.name for name, path in output_paths(output).items()}
-    affine = result.lattice.affine
+
+    def save(name):
+        dtype = np.uint8 if name == 'mask' else np.float32
+        save_volume(staging / names[name], getattr(result, name), result.lattice.affine, dtype=dtype)
+
     with ExitStack() as stack:
         staging = stack.enter_context(staged(output.parent, names.values()))
-        save_volume(staging / names['image'], result.image, affine)
-        save_volume(staging / names['mask'], result.mask, affine, dtype=np.uint8)
-        save_volume(staging / names['uncertainty'], result.uncertainty, affine)
-        save_volume(staging / names['coverage'], result.coverage, affine)
+        side_by_side(save, ('image', *MAPS))
         (staging / names['slices']).write_text(slices_table(inputs.checked.files, result))
         (staging / names['stacks']).write_text(stacks_table(inputs.checked.files, result))
         if args.save_field:

@@ -6,6 +6,8 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 from scipy import ndimage
 
+from bids_gsrecon.gpu import side_by_side
+
 
 def nonlocal_means(x: np.ndarray, inverse_h2: np.ndarray, search: int = 3) -> np.ndarray:
     """Every voxel replaced by the mean of its neighbours, weighted exp(-d / h^2) by patch.
@@ -23,8 +25,7 @@ def nonlocal_means(x: np.ndarray, inverse_h2: np.ndarray, search: int = 3) -> np
 
 def local_deviation(x: np.ndarray) -> np.ndarray:
     """Standard deviation over 3^3 voxels."""
-    mean = ndimage.uniform_filter(x, 3, mode='reflect')
-    square = ndimage.uniform_filter(x * x, 3, mode='reflect')
+    mean, square = side_by_side(lambda image: ndimage.uniform_filter(image, 3, mode='reflect'), (x, x * x))
     return np.sqrt(np.maximum(square - mean * mean, 0))
 
 

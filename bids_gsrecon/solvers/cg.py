@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bids_gsrecon.solvers.reductions import axpy_pair, dot, update_direction
+from bids_gsrecon.solvers.reductions import descend, dot, update_direction
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def conjugate_gradient(
     number of threads unless ``apply`` does.
     """
     b = np.ascontiguousarray(b, dtype=np.float32)
-    scale = np.asarray(inverse_diagonal, dtype=np.float32)
+    scale = np.ascontiguousarray(np.broadcast_to(inverse_diagonal, b.shape), dtype=np.float32)
     b_norm = np.sqrt(max(dot(b, scale * b), 0.0))
     if x0 is None:
         x = np.zeros_like(b)
@@ -72,19 +72,16 @@ def conjugate_gradient(
         r = b - apply(x)
     if b_norm == 0.0:
         return CGResult(np.zeros_like(b), 0, 0.0)
-    z = scale * r
-    p = z.copy()
-    rz = dot(r, z)
+    p = scale * r
+    rz = dot(r, p)
     iteration = 0
     while iteration < max_iterations and np.sqrt(max(rz, 0.0)) > tolerance * b_norm:
         hp = np.ascontiguousarray(apply(p), dtype=np.float32)
         curvature = dot(p, hp)
         if curvature <= 0.0:  # converged to rounding, or H is not positive along p
             break
-        axpy_pair(x, r, p, hp, rz / curvature)
-        z = scale * r
-        rz_new = dot(r, z)
-        update_direction(p, z, rz_new / rz)
+        rz_new = descend(x, r, p, hp, scale, rz / curvature)
+        update_direction(p, r, scale, rz_new / rz)
         rz = rz_new
         iteration += 1
         if callback is not None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_gsrecon.gpu import FrozenWeights, get_backend, set_num_threads
+from bids_gsrecon.gpu import FrozenWeights, get_backend, set_num_threads, side_by_side, thread_limit
 from tests.gpu import fields
 
 needs_two = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason='numba was started with one thread')
@@ -68,3 +68,12 @@ def test_setting_threads():
     field = fields.random_field(5, (9, 9, 9))
     get_backend('cpu', n_threads=2).forward(*field, (9, 9, 9))
     assert numba.get_num_threads() == 1  # a backend's own number is given back
+
+
+@pytest.mark.parametrize('n_threads', [1, 2])
+def test_side_by_side_keeps_the_order_and_hands_on_errors(n_threads):
+    with thread_limit(n_threads):
+        assert side_by_side(lambda n: n * n, range(20)) == [n * n for n in range(20)]
+        assert side_by_side(str, []) == []
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(lambda n: 1 / n, (2, 1, 0))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bids_gsrecon.solvers.cg import conjugate_gradient
-from bids_gsrecon.solvers.reductions import dot
+from bids_gsrecon.solvers.reductions import descend, dot, median
 
 
 def spd(n, seed=0):
@@ -59,3 +59,21 @@ def test_dot_does_not_depend_on_threads(n):
     numba.set_num_threads(before)
     assert len(values) == 1
     assert values.pop() == pytest.approx(float(a.astype(float) @ b.astype(float)), abs=1e-6 * n)
+
+
+@pytest.mark.parametrize('n', [1, 2, 7, 200_000, 200_001])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_median_has_the_bits_of_numpys(n, dtype):
+    values = np.random.default_rng(n).normal(size=n).astype(dtype)
+    before = values.copy()
+    assert median(values) == float(np.median(values))
+    np.testing.assert_array_equal(values, before)
+
+
+def test_descend_steps_and_measures_in_one_pass():
+    rng = np.random.default_rng(0)
+    x, r, p, hp, scale = rng.normal(size=(5, 70_000)).astype(np.float32)
+    wanted = x + np.float32(0.3) * p, r - np.float32(0.3) * hp
+    product = descend(x, r, p, hp, scale, 0.3)
+    np.testing.assert_array_equal((x, r), wanted)
+    assert product == dot(r, scale * r)

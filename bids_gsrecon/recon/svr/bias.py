@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from bids_gsrecon.recon.svr.pixels import Pixels
+from bids_gsrecon.solvers.reductions import median
 
 N_TERMS = 5
 EXPECTED = 0.15  # standard deviation of a coefficient
@@ -66,7 +67,7 @@ class SliceBias:
         terms = self.terms(pixels)
         model = gains[pixels.slice_of] * predicted.astype(np.float64)
         residual = pixels.values - model
-        noise = (1.4826 * np.median(np.abs(residual))) ** 2
+        noise = (1.4826 * median(np.abs(residual))) ** 2
         rows = terms * model[:, None]
         starts = pixels.starts
         out = np.zeros_like(self.coefficients)

@@ -71,9 +71,13 @@ class Pixels:
         """(M,) pixels of every slice inside its mask."""
         return np.bincount(self.slice_of[self.in_mask], minlength=self.n_slices)
 
-    def selected(self, keep: np.ndarray) -> Pixels:
-        """Some of the pixels, all slices."""
-        parts = {name: getattr(self, name)[keep] for name in (*_OF_PIXELS, 'slice_of')}
+    def selected(self, keep: np.ndarray | slice) -> Pixels:
+        """Some of the pixels (a range, indices, or bool of all), all slices."""
+        names = (*_OF_PIXELS, 'slice_of')
+        if isinstance(keep, slice):
+            return replace(self, **{name: getattr(self, name)[keep] for name in names})
+        keep = np.flatnonzero(keep) if keep.dtype == bool else keep
+        parts = {name: getattr(self, name).take(keep, 0) for name in names}
         return replace(self, **parts)
 
     def repeated(self, slices: np.ndarray, times: int) -> Pixels:

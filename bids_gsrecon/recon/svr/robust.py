@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bids_gsrecon.recon.svr.pixels import Pixels
+from bids_gsrecon.solvers.reductions import median
 
 CAUCHY = 5.0  # scale, of the robust standard deviation of the residuals
 TOLERANCE = 2.0  # excess over the typical residual of a slice at which it counts half
@@ -18,7 +19,7 @@ def robust_weights(predicted: np.ndarray, pixels: Pixels, gains: np.ndarray) -> 
     """
     p = pixels
     residual = p.residual(predicted, gains)
-    scale = CAUCHY * 1.4826 * max(float(np.median(np.abs(residual))), LEAST)
+    scale = CAUCHY * 1.4826 * max(median(np.abs(residual)), LEAST)
     pixel = 1.0 / (1.0 + (residual / scale) ** 2)
     count = np.bincount(p.slice_of, minlength=p.n_slices)
     rms = np.sqrt(np.bincount(p.slice_of, residual**2, p.n_slices) / np.maximum(count, 1))

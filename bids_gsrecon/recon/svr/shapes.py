@@ -16,7 +16,9 @@ import numpy as np
 from numba import njit, prange
 from scipy import ndimage
 
+from bids_gsrecon.gpu import side_by_side
 from bids_gsrecon.recon.svr.view import GRID_SIGMA, View
+from bids_gsrecon.solvers.reductions import median
 
 # Chosen on one simulated case (at the scale of a fetal brain); in spacings of the grid.
 NARROW_SIGMA = 0.55
@@ -48,15 +50,18 @@ class Shapes:
         """From the structure of an image, given as amplitudes of the grid's ordinary Gaussians."""
         image = np.ascontiguousarray(amplitudes.T, np.float32)  # [z, y, x]
         sigma = np.hypot(SCALE, GRID_SIGMA)
-        derivative = [
-            ndimage.gaussian_filter(image, sigma, order=order) for order in ((0, 0, 1), (0, 1, 0), (1, 0, 0))
-        ]
+        orders = (0, 0, 1), (0, 1, 0), (1, 0, 0)
+        derivative = side_by_side(lambda order: ndimage.gaussian_filter(image, sigma, order=order), orders)
         tensor = np.empty((len(_SIX), *image.shape), np.float32)
-        for out, (i, j) in zip(tensor, _SIX):
-            ndimage.gaussian_filter(derivative[i] * derivative[j], SCALE, output=out)
+
+        def fill(k):
+            i, j = _SIX[k]
+            ndimage.gaussian_filter(derivative[i] * derivative[j], SCALE, output=tensor[k])
+
+        side_by_side(fill, range(len(_SIX)))
         trace = tensor[0] + tensor[3] + tensor[5]
         bright = image > BRIGHT * image.max()
-        typical = float(np.median(trace[bright])) if bright.any() else 0.0
+        typical = median(trace[bright]) if bright.any() else 0.0
         return cls(tensor, max(FLAT * typical, 1e-12))
 
     def spread(self, amplitudes: np.ndarray) -> np.ndarray:

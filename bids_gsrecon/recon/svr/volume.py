@@ -8,6 +8,7 @@ from numba import njit, prange
 from bids_gsrecon.imaging.nonlocal_means import local_deviation, nonlocal_means
 from bids_gsrecon.recon.svr.view import View
 from bids_gsrecon.solvers.cg import conjugate_gradient
+from bids_gsrecon.solvers.reductions import median
 
 # Tuned on one simulated case (at the scale of a fetal brain).
 SMOOTHNESS = 0.08  # of the mean diagonal of the data term, at coarse levels
@@ -68,13 +69,13 @@ class EdgePrior:
     """Majoriser at an image of ``strength * sum phi(neighbours' difference) + (empty + pull) * sum of squares``."""
 
     def __init__(self, image: np.ndarray, strength: float, pull: float = 0.0):
-        positive = image[image > 0.05 * image.max()] if image.max() > 0 else image.ravel()
-        delta = EDGE * float(np.median(positive)) if positive.size else 1.0
+        image = _contiguous(image)  # arrays here are [z, y, x], as images lie in memory
+        most = image.max()
+        delta = EDGE * median(image[image > 0.05 * most] if most > 0 else image)
         self._empty = np.float32(EMPTY * strength + pull)
         self._strength = np.float32(strength)
-        # Arrays here are [z, y, x], as images lie in memory.
-        self._weights = np.zeros((3, *image.shape[::-1]), np.float32)
-        _edge_weights(_contiguous(image), np.float32(1.0 / max(delta, 1e-6) ** 2), self._weights)
+        self._weights = np.zeros((3, *image.shape), np.float32)
+        _edge_weights(image, np.float32(1.0 / max(delta, 1e-6) ** 2), self._weights)
 
     def add_product(self, p: np.ndarray, data: np.ndarray, out: np.ndarray) -> None:
         """Fill a vector ``out`` (see `as_vector`) with ``data`` plus the product with ``p``, images (nx, ny, nz)."""
@@ -164,7 +165,7 @@ def mean_diagonal(view: View, squared_gains: np.ndarray, seen: np.ndarray) -> fl
 
 def noise_variance(residual: np.ndarray) -> float:
     """Of a pixel, from the median residual: noise, and what no volume could explain."""
-    return (1.4826 * float(np.median(np.abs(residual)))) ** 2
+    return (1.4826 * median(np.abs(residual))) ** 2
 
 
 def self_similar(view: View, weights, gains, image: np.ndarray, progress=None) -> np.ndarray:
