@@ -125,20 +125,23 @@ def run(args: argparse.Namespace) -> str:
         return _sample(args)
     import time
 
-    from bids_gsrecon.cli.progress import ProgressBar
-    from bids_gsrecon.cli.svr_files import oriented, read_inputs, write_outputs
     from bids_gsrecon.errors import about
-    from bids_gsrecon.interfaces.svr_outputs import doubt_about
+    from bids_gsrecon.interfaces.processes import starting_up
 
     started = time.monotonic()
-    if args.device == 'cuda':
-        from bids_gsrecon.cli.checks import check_cuda
+    with starting_up():
+        from bids_gsrecon.cli.progress import ProgressBar
+        from bids_gsrecon.cli.svr_files import oriented, read_inputs, write_outputs
+        from bids_gsrecon.interfaces.svr_outputs import doubt_about
 
-        check_cuda()
-    inputs = read_inputs(args)
-    for warning in inputs.checked.warnings:
-        _note(warning)
-    from bids_gsrecon.recon.svr.method import svr
+        if args.device == 'cuda':
+            from bids_gsrecon.cli.checks import check_cuda
+
+            check_cuda()
+        inputs = read_inputs(args)
+        for warning in inputs.checked.warnings:
+            _note(warning)
+        from bids_gsrecon.recon.svr.method import svr
 
     names, orientation = ', '.join(str(file.path) for file in inputs.checked.files), None
     with ProgressBar() as progress, about(names):
