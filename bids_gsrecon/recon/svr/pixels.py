@@ -73,12 +73,11 @@ class Pixels:
 
     def selected(self, keep: np.ndarray | slice) -> Pixels:
         """Some of the pixels (a range, indices, or bool of all), all slices."""
-        names = (*_OF_PIXELS, 'slice_of')
+        parts = {name: getattr(self, name) for name in (*_OF_PIXELS, 'slice_of')}
         if isinstance(keep, slice):
-            return replace(self, **{name: getattr(self, name)[keep] for name in names})
+            return replace(self, **{name: part[keep] for name, part in parts.items()})
         keep = np.flatnonzero(keep) if keep.dtype == bool else keep
-        parts = {name: getattr(self, name).take(keep, 0) for name in names}
-        return replace(self, **parts)
+        return replace(self, **{name: part.take(keep, 0) for name, part in parts.items()})
 
     def repeated(self, slices: np.ndarray, times: int) -> Pixels:
         """Some slices (ascending) with their pixels, over and over: copy c of the i-th is ``c * len(slices) + i``."""
