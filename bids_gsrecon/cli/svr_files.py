@@ -130,13 +130,13 @@ def write_outputs(args, inputs: SvrInputs, result: SvrResult, orientation: Orien
 
     output = output_path(args.output)
     names = {name: path.name for name, path in output_paths(output).items()}
-
-    def save(name):
-        dtype = np.uint8 if name == 'mask' else np.float32
-        save_volume(staging / names[name], getattr(result, name), result.lattice.affine, dtype=dtype)
-
     with ExitStack() as stack:
         staging = stack.enter_context(staged(output.parent, names.values()))
+
+        def save(name):
+            dtype = np.uint8 if name == 'mask' else np.float32
+            save_volume(staging / names[name], getattr(result, name), result.lattice.affine, dtype=dtype)
+
         side_by_side(save, ('image', *MAPS))
         (staging / names['slices']).write_text(slices_table(inputs.checked.files, result))
         (staging / names['stacks']).write_text(stacks_table(inputs.checked.files, result))

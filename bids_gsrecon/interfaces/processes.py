@@ -60,8 +60,8 @@ def keep_freed_memory() -> None:
 def starting_up() -> Iterator[None]:
     """Look for no garbage while modules are loaded and inputs are read, nor ever again among what is there then.
 
-    Modules consist of objects by the hundred thousand, none of them garbage: to look through them, again and again
-    as they get more, takes a tenth of the start.
+    Modules consist of very many objects, none of them garbage, which would be looked through again and again as they
+    get more.
     """
     gc.disable()
     try:

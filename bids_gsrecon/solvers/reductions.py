@@ -65,7 +65,7 @@ def update_direction(p, r, scale, beta: float) -> None:
 def median(values: np.ndarray) -> float:
     """`numpy.median` of all of an array without NaN, to the bit.
 
-    Numpy asks for several ranks at once, one of them to find NaN, and takes ten times as long for it.
+    Numpy asks for several ranks at once, one of them to find NaN, which takes much longer than asking for one.
     """
     values = np.asarray(values).reshape(-1)
     half = len(values) // 2

@@ -1,5 +1,7 @@
 """``gsrecon``: the file-level commands, their outputs, and what they say about bad input."""
 
+import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -17,6 +19,7 @@ from bids_gsrecon.imaging.lattice import Volume
 from bids_gsrecon.imaging.metrics import evaluate, resample_to
 from bids_gsrecon.imaging.simulate import thick_slices
 from bids_gsrecon.interfaces.io import save_volume
+from bids_gsrecon.interfaces.processes import starting_up
 from bids_gsrecon.recon.harmonize.types import ContrastResult, HarmonizeResult
 from tests.phantoms import head
 
@@ -431,3 +434,13 @@ def test_the_real_method_beats_interpolation_and_repeats_itself(tmp_path, capsys
     assert sidecar['FiguresOfMerit']['slice_factor'] == 5
     around = ndimage.binary_dilation(lesion, iterations=3) & ~ndimage.binary_dilation(lesion)
     assert images[0][lesion].mean() > 1.25 * np.median(images[0][around])
+
+
+@pytest.mark.parametrize('error', [None, ValueError])
+def test_garbage_is_looked_for_again_after_the_start(error):
+    with pytest.raises(error) if error else contextlib.nullcontext(), starting_up():
+        assert not gc.isenabled()
+        if error:
+            raise error
+    assert gc.isenabled()
+    gc.unfreeze()

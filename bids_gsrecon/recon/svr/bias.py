@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from bids_gsrecon.recon.svr.pixels import Pixels
-from bids_gsrecon.solvers.reductions import median
+from bids_gsrecon.recon.svr.volume import noise_variance
 
 N_TERMS = 5
 EXPECTED = 0.15  # standard deviation of a coefficient
@@ -67,11 +67,10 @@ class SliceBias:
         terms = self.terms(pixels)
         model = gains[pixels.slice_of] * predicted.astype(np.float64)
         residual = pixels.values - model
-        noise = (1.4826 * median(np.abs(residual))) ** 2
         rows = terms * model[:, None]
         starts = pixels.starts
         out = np.zeros_like(self.coefficients)
-        prior = noise / EXPECTED**2 * np.eye(N_TERMS)
+        prior = noise_variance(residual) / EXPECTED**2 * np.eye(N_TERMS)
         for m, (first, last) in enumerate(itertools.pairwise(starts)):
             a, w = rows[first:last], weights[first:last, None]
             out[m] = np.linalg.solve(a.T @ (w * a) + prior, (w * a).T @ residual[first:last])

@@ -25,7 +25,7 @@ def grid_axes(pixels: Pixels, stack: int) -> np.ndarray:
 def grid_over(points_mm: np.ndarray, spacing_mm: float, axes: np.ndarray) -> Lattice:
     """An isotropic grid along ``axes`` (3, 3) over points (N, 3) and a margin."""
     along = points_mm @ axes
-    # Axis by axis: a reduction over the rows of a narrow array takes twenty times as long.
+    # Axis by axis: a reduction over the rows of a narrow array is slow.
     low, high = (np.array([end(along[:, k]) for k in range(3)]) for end in (np.min, np.max))
     low, high = low - MARGIN_MM, high + MARGIN_MM
     # A millionth less: extents that are whole numbers of voxels must not depend on rounding.
