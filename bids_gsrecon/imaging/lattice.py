@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -45,10 +46,12 @@ class Lattice:
         coarse = np.flatnonzero(sizes > 0.98 * sizes.max())
         return int(coarse[np.argmin(np.array(self.shape)[coarse])])
 
-    @property
+    @cached_property
     def world_to_voxel(self) -> np.ndarray:
-        """4x4, world RAS mm to voxel index."""
-        return np.linalg.inv(self.affine)
+        """4x4, world RAS mm to voxel index; not to be written to."""
+        inverse = np.linalg.inv(self.affine)
+        inverse.flags.writeable = False
+        return inverse
 
     @property
     def n_voxels(self) -> int:

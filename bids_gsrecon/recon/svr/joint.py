@@ -8,7 +8,7 @@ from numba import njit, prange
 from bids_gsrecon.recon.svr.motion import Frame, neighbour_means
 from bids_gsrecon.recon.svr.poses import normal_equations, shortened
 from bids_gsrecon.recon.svr.view import View
-from bids_gsrecon.recon.svr.volume import EdgePrior, as_image, as_vector
+from bids_gsrecon.recon.svr.volume import EdgePrior, as_image
 from bids_gsrecon.solvers.cg import conjugate_gradient
 
 LONGEST_STEP_MM = 3.0
@@ -102,7 +102,8 @@ def joint_step(
     right = np.empty(n_voxels + 6 * m, np.float32)
     edges.add_product(-image, view.adjoint(weight * gain * residual), right[:n_voxels])
     right[n_voxels:] = np.einsum('mji,mj->mi', white, right_pose).ravel()
-    inverse = np.concatenate([as_vector(1.0 / (0.5 * seen + edges.diagonal() + 1e-12)), np.ones(6 * m)])
+    inverse = np.ones_like(right)
+    edges.preconditioner(seen, inverse[:n_voxels])
     step = conjugate_gradient(
         apply,
         right,

@@ -74,7 +74,7 @@ class Shapes:
 
     def _apply(self, kernel, image):
         image = np.ascontiguousarray(image.T, np.float32)
-        out = image.copy()
+        out = np.empty_like(image)
         kernel(image, self._weights, _HALF, out)
         return out.T
 
@@ -121,11 +121,13 @@ def _make_weights(tensor, half, flat, scale, out):
 @njit(parallel=True, cache=True)
 def _spread(image, weights, half, out):
     nz, ny, nx = image.shape
-    for z in prange(1, nz - 1):
-        for y in range(1, ny - 1):
+    for z in prange(nz):
+        for y in range(ny):
             own, w, source = out[z, y], weights[0, z, y], image[z, y]
-            for x in range(1, nx - 1):
+            for x in range(nx):
                 own[x] = w[x] * source[x]
+            if min(z, y) == 0 or z == nz - 1 or y == ny - 1:
+                continue
             for k in range(len(half)):
                 a, b, c = half[k, 0], half[k, 1], half[k, 2]
                 _add_products(
@@ -148,11 +150,13 @@ def _add_products(own, w_before, before, w_after, after, a):
 @njit(parallel=True, cache=True)
 def _collect(image, weights, half, out):
     nz, ny, nx = image.shape
-    for z in prange(1, nz - 1):
-        for y in range(1, ny - 1):
+    for z in prange(nz):
+        for y in range(ny):
             own, w, source = out[z, y], weights[0, z, y], image[z, y]
-            for x in range(1, nx - 1):
+            for x in range(nx):
                 own[x] = w[x] * source[x]
+            if min(z, y) == 0 or z == nz - 1 or y == ny - 1:
+                continue
             for k in range(len(half)):
                 a, b, c = half[k, 0], half[k, 1], half[k, 2]
                 _add_sums(own, weights[k + 1, z, y], image[z - c, y - b], image[z + c, y + b], a)

@@ -65,6 +65,24 @@ def _add_laplacian(p, w, strength, empty, data, out):
                 out[x, y, z] = data[x, y, z] + strength * total + empty * here
 
 
+@njit(parallel=True, cache=True)
+def _inverse_diagonal(seen, w, strength, empty, out):
+    """out = 1 / (seen / 2 + strength * sum of the edges' w + empty)."""
+    nx, ny, nz = out.shape
+    for x in prange(nx):
+        for y in range(ny):
+            for z in range(nz):
+                total = w[0, x, y, z] + w[1, x, y, z] + w[2, x, y, z]
+                if x > 0:
+                    total += w[0, x - 1, y, z]
+                if y > 0:
+                    total += w[1, x, y - 1, z]
+                if z > 0:
+                    total += w[2, x, y, z - 1]
+                data = np.float32(0.5) * seen[x, y, z]
+                out[x, y, z] = np.float32(1) / (data + (strength * total + empty) + np.float32(1e-12))
+
+
 class EdgePrior:
     """Majoriser at an image of ``strength * sum phi(neighbours' difference) + (empty + pull) * sum of squares``."""
 
@@ -82,14 +100,10 @@ class EdgePrior:
         out = out.reshape(p.shape[::-1])
         _add_laplacian(_contiguous(p), self._weights, self._strength, self._empty, data.T, out)
 
-    def diagonal(self) -> np.ndarray:
-        """Of the matrix behind `add_product`, (nx, ny, nz)."""
-        total = self._weights.sum(0)
-        for axis, w in enumerate(self._weights):
-            later, earlier = [slice(None)] * 3, [slice(None)] * 3
-            later[axis], earlier[axis] = slice(1, None), slice(None, -1)
-            total[tuple(later)] += w[tuple(earlier)]
-        return (self._strength * total + self._empty).T
+    def preconditioner(self, seen: np.ndarray, out: np.ndarray) -> None:
+        """Fill a vector ``out`` with the inverse of this prior's diagonal plus half of ``seen`` (nx, ny, nz)."""
+        out = out.reshape(seen.shape[::-1])
+        _inverse_diagonal(seen.T, self._weights, self._strength, self._empty, out)
 
 
 def _contiguous(image) -> np.ndarray:
@@ -145,11 +159,13 @@ def solve_volume(
             prior.add_product(p, view.adjoint(squared * view.forward(p)), out)
             return out
 
+        inverse = np.empty(image.size, np.float32)
+        prior.preconditioner(seen, inverse)
         solution = conjugate_gradient(
             apply,
             as_vector(right),
             x0=as_vector(image),
-            inverse_diagonal=as_vector(1.0 / (0.5 * seen + prior.diagonal() + 1e-12)),
+            inverse_diagonal=inverse,
             max_iterations=n_iterations,
             tolerance=1e-4,
         )
