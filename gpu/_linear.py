@@ -25,6 +25,7 @@ from bids_gsrecon.gpu._simd import leaf
 _BLOCK = 64
 _CHUNK = 1 << 13
 N_COPIES = 4  # whatever the number of threads: sums then have the same bits
+_PARTS = 16
 
 
 def _make_add_block(lanes):
@@ -184,22 +185,36 @@ def scatter(narrow, bits, wide, values, order, cutoff, volume, layout, n_x, task
 
 
 @njit(cache=True, parallel=True, error_model='numpy')
-def scatter_in_copies(narrow, bits, wide, values, order, cutoff, volume, layout, shape, copies):
+def scatter_in_copies(narrow, bits, wide, values, order, cutoff, volume, layout, shape, copies, n_threads):
     """`scatter` by adding to copies (`N_COPIES`, len(volume)) of the volume, which are summed at the end.
 
-    A lattice of few bricks keeps few threads busy; its copies cost next to nothing.
+    A lattice of few bricks keeps few threads busy; its copies cost next to nothing. Each is made in parts, one
+    after the other by whoever is free: cores are not equally fast.
     """
     level = np.float32(math.exp(-0.5 * cutoff * cutoff))
     n = len(narrow)
-    for c in prange(N_COPIES):
-        own = copies[c]
-        for p in range(len(own)):
-            own[p] = 0
-        for first in range(c * _BLOCK, n, N_COPIES * _BLOCK):
-            _scatter_range(
-                narrow, bits, wide, first, min(n, first + _BLOCK), values, order, cutoff, level, own, layout,
-                shape[0], 0, shape[1] - 1, 0, shape[2] - 1,
-            )  # fmt: skip
+    n_rows = (n + N_COPIES * _BLOCK - 1) // (N_COPIES * _BLOCK)
+    begun, done = np.zeros(1, np.int64), np.zeros(N_COPIES, np.int64)
+    for _ in prange(n_threads):
+        while True:
+            step = v.fetch_add(begun, 0)
+            if step >= N_COPIES * _PARTS:
+                break
+            c, part = step % N_COPIES, step // N_COPIES
+            # The part before was begun N_COPIES steps ago: with more threads than that some wait here.
+            while v.read_counter(done, c) < part:
+                pass
+            own = copies[c]
+            if part == 0:
+                for p in range(len(own)):
+                    own[p] = 0
+            for row in range(part * n_rows // _PARTS, (part + 1) * n_rows // _PARTS):
+                first = (row * N_COPIES + c) * _BLOCK
+                _scatter_range(
+                    narrow, bits, wide, first, min(n, first + _BLOCK), values, order, cutoff, level, own,
+                    layout, shape[0], 0, shape[1] - 1, 0, shape[2] - 1,
+                )  # fmt: skip
+            v.fetch_add(done, c)
     n_chunks = (len(volume) + _CHUNK - 1) // _CHUNK
     for chunk in prange(n_chunks):
         for p in range(chunk * _CHUNK, min(len(volume), (chunk + 1) * _CHUNK)):

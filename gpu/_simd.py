@@ -336,7 +336,20 @@ def fetch_add(typingctx, counters, index):
 
     def codegen(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        return builder.atomic_rmw('add', pointer, ir.Constant(ir.IntType(64), 1), 'monotonic')
+        return builder.atomic_rmw('add', pointer, ir.Constant(ir.IntType(64), 1), 'acq_rel')
+
+    return types.int64(counters, types.intp), codegen
+
+
+@intrinsic
+def read_counter(typingctx, counters, index):
+    """``counters[index]`` (int64) as other threads leave it with `fetch_add`, and what they wrote before that."""
+    if counters.dtype != types.int64:
+        return None
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
+        return builder.load_atomic(pointer, 'acquire', 8)
 
     return types.int64(counters, types.intp), codegen
 

@@ -124,7 +124,7 @@ class ArrayPlan:
             target = volume.flat, volume.layout
             if in_copies:
                 copies = np.empty((_linear.N_COPIES, len(volume.flat)), np.float32)
-                _linear.scatter_in_copies(*given, *target, self.shape, copies)
+                _linear.scatter_in_copies(*given, *target, self.shape, copies, get_num_threads())
             else:
                 schedule = r.schedule.tasks, r.schedule.rounds, get_num_threads()
                 _linear.scatter(*given, *target, self.shape[0], *schedule)

@@ -146,6 +146,27 @@ def test_work_queue_gives_every_task_once():
     assert (seen == 1).all()
 
 
+def test_who_waits_for_a_counter_sees_what_was_written_before():
+    from numba import prange
+
+    @njit(parallel=True)
+    def body(totals):
+        begun, done = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        for _ in prange(4):
+            while True:
+                step = v.fetch_add(begun, 0)
+                if step >= len(totals):
+                    break
+                while v.read_counter(done, 0) < step:
+                    pass
+                totals[step] = step + (totals[step - 1] if step > 0 else 0)
+                v.fetch_add(done, 0)
+
+    totals = np.zeros(3000, np.int64)
+    body(totals)
+    assert np.array_equal(totals, np.cumsum(np.arange(3000)))
+
+
 def test_prefetch_outside_an_array_is_harmless():
     @njit
     def body(a):
