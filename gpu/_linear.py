@@ -195,13 +195,13 @@ def scatter_in_copies(narrow, bits, wide, values, order, cutoff, volume, layout,
     n = len(narrow)
     n_rows = (n + N_COPIES * _BLOCK - 1) // (N_COPIES * _BLOCK)
     begun, done = np.zeros(1, np.int64), np.zeros(N_COPIES, np.int64)
-    for _ in prange(n_threads):
+    for _ in prange(min(n_threads, N_COPIES)):
         while True:
             step = v.fetch_add(begun, 0)
             if step >= N_COPIES * _PARTS:
                 break
             c, part = step % N_COPIES, step // N_COPIES
-            # The part before was begun N_COPIES steps ago: with more threads than that some wait here.
+            # The part before was begun N_COPIES steps ago, and has rarely not ended.
             while v.read_counter(done, c) < part:
                 pass
             own = copies[c]
