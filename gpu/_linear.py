@@ -25,7 +25,7 @@ from bids_gsrecon.gpu._simd import leaf
 _BLOCK = 64
 _CHUNK = 1 << 13
 N_COPIES = 4  # whatever the number of threads: sums then have the same bits
-_PARTS = 16
+_PARTS = 16  # of a copy: what a thread takes at a time
 
 
 def _make_add_block(lanes):

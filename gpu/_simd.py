@@ -328,30 +328,28 @@ def exp2(typingctx, x):
     return result(x), codegen
 
 
-@intrinsic
-def fetch_add(typingctx, counters, index):
-    """Atomically add one to ``counters[index]`` (int64) and return what it was: a shared work queue."""
-    if counters.dtype != types.int64:
-        return None
+def _on_counter(emit):
+    """An intrinsic over (counters, index), an int64 array and the place of one; returns an int64."""
 
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        return builder.atomic_rmw('add', pointer, ir.Constant(ir.IntType(64), 1), 'acq_rel')
+    @intrinsic
+    def operation(typingctx, counters, index):
+        if counters.dtype != types.int64:
+            return None
 
-    return types.int64(counters, types.intp), codegen
+        def codegen(context, builder, signature, args):
+            return emit(builder, _pointer(context, builder, signature.args[0], *args, ir.IntType(64)))
+
+        return types.int64(counters, types.intp), codegen
+
+    return operation
 
 
-@intrinsic
-def read_counter(typingctx, counters, index):
-    """``counters[index]`` (int64) as other threads leave it with `fetch_add`, and what they wrote before that."""
-    if counters.dtype != types.int64:
-        return None
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], ir.IntType(64))
-        return builder.load_atomic(pointer, 'acquire', 8)
-
-    return types.int64(counters, types.intp), codegen
+#: Atomically add one to ``counters[index]`` and return what it was: a shared work queue.
+fetch_add = _on_counter(
+    lambda builder, pointer: builder.atomic_rmw('add', pointer, ir.Constant(ir.IntType(64), 1), 'acq_rel')
+)
+#: ``counters[index]`` as other threads leave it with `fetch_add`; what they wrote before that is then seen too.
+read_counter = _on_counter(lambda builder, pointer: builder.load_atomic(pointer, 'acquire', 8))
 
 
 @intrinsic

@@ -62,8 +62,10 @@ def conjugate_gradient(
     number of threads unless ``apply`` does.
     """
     b = np.ascontiguousarray(b, dtype=np.float32)
-    given = inverse_diagonal if np.ndim(inverse_diagonal) else np.full_like(b, inverse_diagonal)
-    scale = np.ascontiguousarray(given, dtype=np.float32)
+    scale = np.asarray(inverse_diagonal, dtype=np.float32)
+    if scale.shape != b.shape:
+        scale = np.broadcast_to(scale, b.shape)
+    scale = np.ascontiguousarray(scale)
     b_norm = np.sqrt(max(dot(b, scale * b), 0.0))
     if x0 is None:
         x = np.zeros_like(b)

@@ -18,6 +18,8 @@ def test_world_and_index_are_inverse():
     lattice = oblique()
     points = np.random.default_rng(1).uniform(0, 10, (5, 3))
     np.testing.assert_allclose(lattice.to_index(lattice.to_world(points)), points)
+    with pytest.raises(ValueError, match='read-only'):
+        lattice.world_to_voxel[0, 0] = 2.0
 
 
 def test_refining_keeps_the_box():

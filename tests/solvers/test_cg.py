@@ -31,6 +31,11 @@ def test_preconditioner_saves_iterations():
     np.testing.assert_allclose(jacobi.x, 1 / scale, rtol=1e-4)
 
 
+def test_preconditioner_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match='broadcast'):
+        conjugate_gradient(lambda p: p, np.ones(200), inverse_diagonal=np.ones(199))
+
+
 def test_start_is_used_and_not_changed():
     h = spd(30)
     truth = np.arange(30, dtype=np.float32)

@@ -41,7 +41,7 @@ class Shapes:
     def __init__(self, tensor: np.ndarray, flat: float):
         """``tensor`` (6, nz, ny, nx) float32: xx, xy, xz, yy, yz, zz of T; ``flat``: n."""
         scale = 1.0 / (flat * (LONG_SIGMA**2 - NARROW_SIGMA**2))
-        # The first is the weight of the Gaussian's own grid point.
+        # The first is the weight of the Gaussian's own grid point; on the faces of the grid it is all there is.
         self._weights = np.zeros((1 + len(_HALF), *tensor.shape[1:]), np.float32)
         _make_weights(tensor, _HALF, np.float32(flat), np.float32(scale), self._weights)
 
